@@ -1,0 +1,126 @@
+package presence
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/hex"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// EventType names a transition.
+type EventType string
+
+// The transitions of users and sessions.
+const (
+	UserOnline     EventType = "user.online"
+	SessionStarted EventType = "session.started"
+	SessionEnded   EventType = "session.ended"
+	UserOffline    EventType = "user.offline"
+)
+
+// Valid reports whether t is one of the transitions that this version knows.
+func (t EventType) Valid() bool {
+	switch t {
+	case UserOnline, SessionStarted, SessionEnded, UserOffline:
+		return true
+	}
+	return false
+}
+
+// Reason says what caused a transition.
+type Reason string
+
+// The causes of a transition.
+const (
+	ReasonBeat    Reason = "beat"
+	ReasonExpired Reason = "expired"
+	ReasonLeft    Reason = "left"
+)
+
+// Valid reports whether r is one of the causes that this version knows.
+func (r Reason) Valid() bool { return r == ReasonBeat || r == ReasonExpired || r == ReasonLeft }
+
+// EventSession is one of the sessions that a user has after an event.
+type EventSession struct {
+	Session      string `json:"session"`
+	StartEpoch   int64  `json:"startEpoch"`
+	TTLSeconds   int    `json:"ttlSeconds"`
+	GraceSeconds int    `json:"graceSeconds"`
+}
+
+// Event is one transition of one user. Every copy of it, wherever it is made again, has the same ID.
+type Event struct {
+	ID      string
+	Type    EventType
+	User    string
+	Session string
+	// Epoch orders the events of a user: strictly increasing, new for every event.
+	Epoch  int64
+	Reason Reason
+	// Deadline is when the session was due; zero for a beat and for a leave without grace.
+	Deadline time.Time
+	// DetectedAt is when the transition was made, by the clock of Redis.
+	DetectedAt time.Time
+	Groups     []string
+	// Sessions are the user's resulting sessions: the newest epoch replaces all.
+	Sessions []EventSession
+	// Meta is the session's meta object, nil when there is none.
+	Meta json.RawMessage
+	// LastSeen is the instant of the user's last applied beat or leave.
+	LastSeen time.Time
+	// Life and Generation tell which life of the Redis data, and which rollback of it, made the event (design D5).
+	Life       string
+	Generation int64
+	// Traceparent is the W3C trace context of the request that caused the event, or one made from its ID.
+	Traceparent string
+}
+
+// Status returns the user's status after the event.
+func (e Event) Status() Status {
+	if e.Type == UserOffline {
+		return Offline
+	}
+	return Online
+}
+
+// EventID makes the id of an event: "<pk>-<h>", where pk depends on the user alone (the partition key of
+// the event log) and h on user, session, type and basis (design D6). The basis of an end is the session's
+// startEpoch; of a start it is the user's previous epoch or, where there is none, the event's own.
+func EventID(user, session string, t EventType, basis int64) string {
+	sum := sha256.Sum256([]byte(strings.Join([]string{user, session, string(t), strconv.FormatInt(basis, 10)}, "\n")))
+	return PartitionKey(user) + "-" + base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+// PartitionKey returns the event log's partition key of a user: 13 characters of A-Z and 2-7.
+func PartitionKey(user string) string {
+	sum := sha256.Sum256([]byte(user))
+	return base32.StdEncoding.EncodeToString(sum[:])[:13]
+}
+
+// PartitionKeyOf returns the partition key inside an event id, and whether id has the form of one.
+func PartitionKeyOf(id string) (string, bool) {
+	pk, h, ok := strings.Cut(id, "-")
+	if !ok || len(pk) != 13 || len(h) != 16 || !isBase32(pk) || !isBase32(h) {
+		return "", false
+	}
+	return pk, true
+}
+
+func isBase32(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < 'A' || c > 'Z') && (c < '2' || c > '7') {
+			return false
+		}
+	}
+	return true
+}
+
+// TraceparentOf makes a W3C trace context from an event id, for an event that no request caused. It is the
+// same for every copy of the event. See https://www.w3.org/TR/trace-context/#traceparent-header.
+func TraceparentOf(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return "00-" + hex.EncodeToString(sum[:16]) + "-" + hex.EncodeToString(sum[16:24]) + "-01"
+}

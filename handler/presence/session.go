@@ -1,0 +1,75 @@
+package presence
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Limits of one session and one user (design D6, section 4 of the HTTP API).
+const (
+	// DefaultSession is the session of a beat that names none.
+	DefaultSession = "default"
+	// DefaultTTL is how long a beat holds a session online, unless the beat or SESSION_TTL_SECONDS says otherwise.
+	DefaultTTL = 45 * time.Second
+	// MinTTL and MaxTTL bound the ttl of a beat.
+	MinTTL = 5 * time.Second
+	MaxTTL = 3600 * time.Second
+	// MaxGrace bounds the grace of a beat; the default is none.
+	MaxGrace = 600 * time.Second
+	// MaxIDLength bounds user, session and group ids, in characters.
+	MaxIDLength = 128
+	// MaxGroups bounds the groups of one user.
+	MaxGroups = 16
+	// MaxMetaBytes bounds the compact JSON text of a session's meta object.
+	MaxMetaBytes = 1024
+	// MaxSeq is the largest seq: 2^53-1, the largest integer that every JSON reader keeps exact.
+	MaxSeq = 1<<53 - 1
+	// MaxSessions bounds the live sessions of one user; a further one is a conflict.
+	MaxSessions = 32
+	// MaxBatch bounds the items of one bulk call and of one query.
+	MaxBatch = 1000
+	// EndMemory is how long an ended session is remembered, so that a late beat cannot revive it:
+	// the largest ttl + grace.
+	EndMemory = MaxTTL + MaxGrace
+	// RecordMemory is how long the record of an offline user stays in Redis; after it the durable
+	// users store answers.
+	RecordMemory = 24 * time.Hour
+)
+
+// Status says whether a user is online.
+type Status string
+
+// The two statuses of a user.
+const (
+	Online  Status = "online"
+	Offline Status = "offline"
+)
+
+// Session is one live session of a user.
+type Session struct {
+	ID string
+	// StartEpoch is the epoch of the event that started the session.
+	StartEpoch int64
+	TTL, Grace time.Duration
+	// ExpiresAt is the deadline: the session is claimed once it has passed.
+	ExpiresAt time.Time
+	// Meta is a JSON object of at most MaxMetaBytes, nil when there is none.
+	Meta json.RawMessage
+}
+
+// User is what is known of a user.
+type User struct {
+	ID     string
+	Status Status
+	// Epoch is that of the user's newest event, 0 when there was none.
+	Epoch int64
+	// Since is when the status began, zero for a user who was never seen.
+	Since time.Time
+	// LastSeen is the instant of the last applied beat or leave, zero for a user who was never seen.
+	LastSeen time.Time
+	Sessions []Session
+	Groups   []string
+}
+
+// Unknown returns what is answered for a user of whom nothing is known: offline, never seen.
+func Unknown(id string) User { return User{ID: id, Status: Offline} }

@@ -1,0 +1,26 @@
+// Package queue is the shape of what travels over Service Bus: the message, and the CloudEvent inside it.
+// The senders (embedded, Service Bus) and the worker share it; it does no I/O.
+package queue
+
+// Names of the queues (design, section 4). The queue that receives events is a setting, EVENTS_QUEUE.
+const (
+	ConnectivityEvents = "connectivity-events"
+	Heartbeats         = "heartbeats"
+	// RejectedSuffix is appended to the name of a queue for the items that can never succeed (design D14).
+	RejectedSuffix = "-rejected"
+)
+
+// Message is one message as a sender takes it.
+type Message struct {
+	// ID is the MessageId: duplicate detection drops a second message with the same one. At most 128 characters.
+	ID string
+	// Subject is the event type.
+	Subject string
+	// SessionID is for foreign consumers; our own queue has no sessions.
+	SessionID string
+	// ContentType is the MIME type of Body.
+	ContentType string
+	// Properties are the application properties, for filters: strings, int64 and bool.
+	Properties map[string]any
+	Body       []byte
+}
