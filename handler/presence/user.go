@@ -1,0 +1,63 @@
+package presence
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// archiveReads bounds the concurrent reads of the durable users store in one query.
+const archiveReads = 16
+
+// User returns what is known of one user; an unknown one is offline and was never seen.
+func (t *Tracker) User(ctx context.Context, id string) (User, error) {
+	users, err := t.Users(ctx, []string{id})
+	if err != nil {
+		return User{}, err
+	}
+	return users[0], nil
+}
+
+// Users returns what is known of up to MaxBatch users, in the order asked. The live state answers first; a
+// user that it has forgotten (RecordMemory after going offline) is looked up in the durable store.
+// It returns an *Error: Invalid, or Unavailable when the state cannot be reached.
+func (t *Tracker) Users(ctx context.Context, ids []string) ([]User, error) {
+	var c checks
+	for i, id := range ids {
+		c.id(fmt.Sprintf("/users/%d", i), id)
+	}
+	if err := Refuse(c); err != nil {
+		return nil, err
+	}
+	live, err := t.store.Users(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read %d users: %w", len(ids), err)
+	}
+	users := make([]User, len(ids))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(archiveReads)
+	for i, u := range live {
+		if u != nil {
+			users[i] = *u
+			continue
+		}
+		g.Go(func() error {
+			u, known, err := t.archive.User(ctx, ids[i])
+			if err != nil {
+				return fmt.Errorf("read user %s from the users store: %w", ids[i], err)
+			}
+			if !known {
+				u = Unknown(ids[i])
+			}
+			// The live state alone says who is online: what it does not know is not.
+			u.Status, u.Sessions = Offline, nil
+			users[i] = u
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return users, nil
+}

@@ -1,0 +1,113 @@
+package redisstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Due is what a look at one partition's deadline index found.
+type Due struct {
+	Partition int
+	// Now is the time of Redis.
+	Now time.Time
+	// Next is the first deadline that has not passed, zero when there is none.
+	Next time.Time
+	// Outbox is how many entries wait in the outbox, delivered to a relay or not.
+	Outbox int64
+	// Members are sessions whose deadline has passed, oldest first, at most maxItems.
+	Members []string
+}
+
+// Full reports whether more may be due than was returned.
+func (d Due) Full() bool { return len(d.Members) == maxItems }
+
+// Due looks at the partitions' deadline indexes in one round trip. It changes nothing.
+func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
+	calls := make([]*call, len(partitions))
+	for n, p := range partitions {
+		calls[n] = s.newCall(dueScript, p, 0, 1)
+		calls[n].args = append(calls[n].args, maxItems)
+	}
+	if err := s.run(ctx, calls...); err != nil {
+		return nil, err
+	}
+	found := make([]Due, len(partitions))
+	for n, p := range partitions {
+		reply, err := calls[n].cmd.Slice()
+		if err != nil || len(reply) < 3 {
+			return nil, fmt.Errorf("read what is due in partition %d: %d parts, %w", p, len(reply), err)
+		}
+		outbox, ok := reply[2].(int64)
+		rest, ok2 := stringsOf(append(reply[:2:2], reply[3:]...))
+		if !ok || !ok2 {
+			return nil, fmt.Errorf("read what is due in partition %d: unexpected reply %v", p, reply)
+		}
+		d := Due{Partition: p, Outbox: outbox, Members: rest[2:]}
+		if d.Now, err = millis(rest[0]); err != nil {
+			return nil, err
+		}
+		if d.Next, err = millis(rest[1]); err != nil {
+			return nil, err
+		}
+		found[n] = d
+	}
+	return found, nil
+}
+
+// Claims counts what a sweep did.
+type Claims struct {
+	// Late holds how long after its deadline each session was claimed.
+	Late []time.Duration
+	// Lost were renewed, or claimed by another sweep, in the meantime.
+	Lost int
+	// Quarantined were deadlines of sessions that no record knows.
+	Quarantined int
+}
+
+// Claim ends the sessions that Due found, unless they were renewed meanwhile: each with one event in the
+// outbox, written by the same script (design D3). Two sweepers may claim the same: one wins.
+func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
+	var calls []*call
+	for _, d := range due {
+		if len(d.Members) == 0 {
+			continue
+		}
+		c := s.newCall(claimScript, d.Partition, len(d.Members), 3)
+		for _, m := range d.Members {
+			user, session, ok := cutMember(m)
+			if ok {
+				c.keys = append(c.keys, s.keys.user(d.Partition, user), s.keys.lease(d.Partition, user, session))
+			} else {
+				user, session = "", ""
+				c.keys = append(c.keys, c.keys[0], c.keys[0])
+			}
+			c.args = append(c.args, m, user, session)
+		}
+		calls = append(calls, c)
+	}
+	var claims Claims
+	if len(calls) == 0 {
+		return claims, nil
+	}
+	if err := s.run(ctx, calls...); err != nil {
+		return claims, err
+	}
+	for _, c := range calls {
+		reply, err := c.cmd.Slice()
+		if err != nil {
+			return claims, fmt.Errorf("read the claims: %w", err)
+		}
+		for _, r := range reply[1:] {
+			switch late, _ := r.(int64); {
+			case late == -1:
+				claims.Lost++
+			case late == -2:
+				claims.Quarantined++
+			default:
+				claims.Late = append(claims.Late, time.Duration(late)*time.Millisecond)
+			}
+		}
+	}
+	return claims, nil
+}

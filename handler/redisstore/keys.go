@@ -1,0 +1,49 @@
+package redisstore
+
+import (
+	"hash/fnv"
+	"strconv"
+	"strings"
+)
+
+// keys names every key in Redis. The keys of one partition share a hash tag, so that each script is legal on
+// a cluster (design D11).
+type keys struct {
+	prefix     string
+	partitions int
+}
+
+// partition returns the partition of a user: 0 to partitions-1, the same for ever.
+func (k keys) partition(user string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(user)) // never fails: hash.Hash says so
+	return int(h.Sum32() % uint32(k.partitions))
+}
+
+func (k keys) in(partition int, name string) string {
+	return k.prefix + "{p" + strconv.Itoa(partition) + "}:" + name
+}
+
+// shared are KEYS 1 to 4 of every script.
+func (k keys) shared(p int) []string {
+	return []string{k.in(p, "meta"), k.in(p, "due"), k.outbox(p), k.in(p, "quarantine")}
+}
+
+func (k keys) outbox(p int) string           { return k.in(p, "outbox") }
+func (k keys) user(p int, user string) string { return k.in(p, "u:"+user) }
+
+func (k keys) lease(p int, user, session string) string {
+	return k.in(p, "lease:"+member(user, session))
+}
+
+// partitionCount is where the number of partitions is recorded.
+func (k keys) partitionCount() string { return k.prefix + "partitions" }
+
+// member is the deadline index's name of a session. A slash is in no id.
+func member(user, session string) string { return user + "/" + session }
+
+// cutMember is the reverse of member; false for what member cannot have made.
+func cutMember(m string) (user, session string, ok bool) {
+	user, session, ok = strings.Cut(m, "/")
+	return user, session, ok && user != "" && session != "" && !strings.Contains(session, "/")
+}

@@ -1,0 +1,228 @@
+package redisstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"userconnectivity/handler/presence"
+)
+
+// relayGroup is the consumer group of the relays.
+const relayGroup = "relay"
+
+// Entry is one event in the outbox.
+type Entry struct {
+	// StreamID names the entry for Acknowledge.
+	StreamID string
+	// N counts the partition's events, from 1.
+	N     int64
+	Event presence.Event
+}
+
+// Outbox is the relay's side of the outbox streams. Consumer names this relay: the same name after a restart
+// takes up at once what was left unacknowledged.
+type Outbox struct {
+	store    *Store
+	consumer string
+}
+
+// Outbox returns the outbox for one relay.
+func (s *Store) Outbox(consumer string) *Outbox { return &Outbox{store: s, consumer: consumer} }
+
+// Own returns entries that this relay read before and did not acknowledge, oldest first.
+func (o *Outbox) Own(ctx context.Context, partition, limit int) ([]Entry, error) {
+	return o.read(ctx, partition, "0", limit)
+}
+
+// Next returns entries that no relay has read yet, oldest first. It does not wait for any.
+func (o *Outbox) Next(ctx context.Context, partition, limit int) ([]Entry, error) {
+	return o.read(ctx, partition, ">", limit)
+}
+
+func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Entry, error) {
+	client, err := o.store.client.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream := o.store.keys.outbox(p)
+	args := &redis.XReadGroupArgs{Group: relayGroup, Consumer: o.consumer, Streams: []string{stream, from}, Count: int64(limit), Block: -1}
+	streams, err := client.XReadGroup(ctx, args).Result()
+	if redis.HasErrorPrefix(err, "NOGROUP") {
+		// Created at 0: what was written before there was a relay counts too.
+		if err := client.XGroupCreateMkStream(ctx, stream, relayGroup, "0").Err(); err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP") {
+			return nil, unavailable(fmt.Errorf("create the relay's group: %w", err))
+		}
+		streams, err = client.XReadGroup(ctx, args).Result()
+	}
+	switch {
+	case errors.Is(err, redis.Nil):
+		return nil, nil
+	case err != nil:
+		return nil, unavailable(fmt.Errorf("read the outbox of partition %d: %w", p, err))
+	}
+	var messages []redis.XMessage
+	for _, s := range streams {
+		messages = append(messages, s.Messages...)
+	}
+	return o.entries(ctx, p, messages)
+}
+
+// TakeOver takes entries that another relay has not acknowledged for at least idle: it is gone, or stuck.
+func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, limit int) ([]Entry, error) {
+	client, err := o.store.client.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	messages, _, err := client.XAutoClaim(ctx, &redis.XAutoClaimArgs{
+		Stream: o.store.keys.outbox(partition), Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Start: "0", Count: int64(limit),
+	}).Result()
+	switch {
+	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
+		return nil, nil // no relay has read anything yet
+	case err != nil:
+		return nil, unavailable(fmt.Errorf("take over entries of partition %d: %w", partition, err))
+	}
+	return o.entries(ctx, partition, messages)
+}
+
+// Acknowledge removes entries that were sent and logged, in one call.
+func (o *Outbox) Acknowledge(ctx context.Context, partition int, entries []Entry) error {
+	ids := make([]string, len(entries))
+	for i, e := range entries {
+		ids[i] = e.StreamID
+	}
+	return o.remove(ctx, partition, ids)
+}
+
+func (o *Outbox) remove(ctx context.Context, p int, ids []string) error {
+	client, err := o.store.client.get(ctx)
+	if err != nil {
+		return err
+	}
+	stream := o.store.keys.outbox(p)
+	_, err = client.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		tx.XAck(ctx, stream, relayGroup, ids...)
+		tx.XDel(ctx, stream, ids...)
+		return nil
+	})
+	if err != nil {
+		return unavailable(fmt.Errorf("acknowledge %d entries of partition %d: %w", len(ids), p, err))
+	}
+	return nil
+}
+
+// entries reads messages. One that cannot be read goes to the quarantine stream, so that it holds up no other.
+func (o *Outbox) entries(ctx context.Context, p int, messages []redis.XMessage) ([]Entry, error) {
+	entries := make([]Entry, 0, len(messages))
+	for _, m := range messages {
+		packed, _ := m.Values["e"].(string)
+		e, err := unpack(packed)
+		if err == nil {
+			e.StreamID = m.ID
+			entries = append(entries, e)
+			continue
+		}
+		if err := o.quarantine(ctx, p, m, err); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+func (o *Outbox) quarantine(ctx context.Context, p int, m redis.XMessage, cause error) error {
+	client, err := o.store.client.get(ctx)
+	if err != nil {
+		return err
+	}
+	content, err := json.Marshal(m.Values)
+	if err != nil {
+		content = []byte(err.Error())
+	}
+	if err := client.XAdd(ctx, &redis.XAddArgs{
+		Stream: o.store.keys.in(p, "quarantine"), MaxLen: 1000, Approx: true,
+		Values: []any{"key", o.store.keys.outbox(p), "what", "outbox entry " + m.ID + ": " + cause.Error(), "content", content},
+	}).Err(); err != nil {
+		return unavailable(fmt.Errorf("put an outbox entry in quarantine: %w", err))
+	}
+	return o.remove(ctx, p, []string{m.ID})
+}
+
+// unpack reads an outbox entry; lua/state.lua has its form.
+func unpack(packed string) (Entry, error) {
+	f := strings.SplitN(packed, "\n", 17)
+	if len(f) != 17 || f[0] != "1" {
+		return Entry{}, fmt.Errorf("not an entry of version 1 with 17 lines: it has %d", len(f))
+	}
+	n := numbers{}
+	e := presence.Event{
+		Type: presence.EventType(f[1]), User: f[2], Session: f[3], Epoch: n.parse(f[4], 0), Reason: presence.Reason(f[5]),
+		Deadline: n.time(f[7]), DetectedAt: n.time(f[8]), LastSeen: n.time(f[9]),
+		Life: f[10], Generation: n.parse(f[11], 0), Traceparent: f[13], Groups: strings.Fields(f[14]),
+	}
+	if f[16] != "" {
+		e.Meta = json.RawMessage(f[16])
+	}
+	for _, s := range strings.Fields(f[15]) {
+		p := strings.Split(s, ",")
+		if len(p) != 4 {
+			return Entry{}, fmt.Errorf("session %q has %d parts", s, len(p))
+		}
+		e.Sessions = append(e.Sessions, presence.EventSession{
+			Session: p[0], StartEpoch: n.parse(p[1], 0), TTLSeconds: int(n.parse(p[2], 0)), GraceSeconds: int(n.parse(p[3], 0)),
+		})
+	}
+	basis, counter := n.parse(f[6], 0), n.parse(f[12], 0)
+	switch {
+	case n.bad:
+		return Entry{}, errors.New("a number cannot be read")
+	case !e.Type.Valid() || !e.Reason.Valid():
+		return Entry{}, fmt.Errorf("unknown type %q or reason %q", e.Type, e.Reason)
+	case e.Meta != nil && !json.Valid(e.Meta):
+		return Entry{}, errors.New("meta is not JSON")
+	}
+	e.ID = presence.EventID(e.User, e.Session, e.Type, basis)
+	if e.Traceparent == "" {
+		e.Traceparent = presence.TraceparentOf(e.ID)
+	}
+	return Entry{N: counter, Event: e}, nil
+}
+
+func (n *numbers) time(s string) time.Time {
+	if s == "" {
+		return time.Time{}
+	}
+	return time.UnixMilli(n.parse(s, 0)).UTC()
+}
+
+// Lag tells how old the oldest entry of the partitions' outboxes is, zero when all are empty.
+func (o *Outbox) Lag(ctx context.Context, now time.Time, partitions []int) (time.Duration, error) {
+	client, err := o.store.client.get(ctx)
+	if err != nil {
+		return 0, err
+	}
+	pipe := client.Pipeline()
+	first := make([]*redis.XMessageSliceCmd, len(partitions))
+	for i, p := range partitions {
+		first[i] = pipe.XRangeN(ctx, o.store.keys.outbox(p), "-", "+", 1)
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return 0, unavailable(fmt.Errorf("read the oldest entries: %w", err))
+	}
+	var oldest time.Duration
+	for _, cmd := range first {
+		for _, m := range cmd.Val() {
+			ms, _, _ := strings.Cut(m.ID, "-")
+			if at, err := strconv.ParseInt(ms, 10, 64); err == nil {
+				oldest = max(oldest, now.Sub(time.UnixMilli(at)))
+			}
+		}
+	}
+	return oldest, nil
+}

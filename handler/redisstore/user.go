@@ -1,0 +1,121 @@
+package redisstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"userconnectivity/handler/presence"
+)
+
+// Users reads the records of users in one round trip; nil for a user without one, or with a record that says
+// no more than that a leave came.
+func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
+	client, err := s.client.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkPartitions(ctx, client); err != nil {
+		return nil, err
+	}
+	pipe := client.Pipeline()
+	gets := make([]*redis.StringCmd, len(ids))
+	for i, id := range ids {
+		gets[i] = pipe.Get(ctx, s.keys.user(s.keys.partition(id), id))
+	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	users := make([]*presence.User, len(ids))
+	for i, get := range gets {
+		record, err := get.Result()
+		switch {
+		case errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE"):
+			continue
+		case err != nil:
+			return nil, unavailable(err)
+		}
+		// A record that cannot be read is no record, as in lua/state.lua; the next write puts it in quarantine.
+		if u, ok := parseRecord(ids[i], record); ok && u.Epoch > 0 {
+			users[i] = &u
+		}
+	}
+	return users, nil
+}
+
+// parseRecord reads a user record; lua/state.lua has its form.
+func parseRecord(id, record string) (u presence.User, ok bool) {
+	lines := strings.Split(record, "\n")
+	head := strings.Split(lines[0], ",")
+	if len(head) != 5 || head[0] != "1" {
+		return u, false
+	}
+	n := numbers{}
+	u = presence.User{ID: id, Status: presence.Offline, Epoch: n.parse(head[1], 0), Groups: strings.Fields(head[4])}
+	if u.Epoch > 0 {
+		u.Since = time.UnixMilli(u.Epoch - n.parse(head[2], 0)).UTC()
+	}
+	seen := n.parse(head[3], 0)
+	for _, line := range lines[1:] {
+		if line == "" || line[0] == '-' {
+			continue
+		}
+		f := strings.SplitN(line[1:], ",", 8)
+		if len(f) != 8 || line[0] != '+' && line[0] != '~' {
+			return u, false
+		}
+		s := presence.Session{
+			ID:         f[0],
+			StartEpoch: u.Epoch - n.parse(f[1], 0),
+			TTL:        time.Duration(n.parse(f[2], int64(presence.DefaultTTL/time.Second))) * time.Second,
+			Grace:      time.Duration(n.parse(f[3], 0)) * time.Second,
+		}
+		if s.ID == "" {
+			s.ID = presence.DefaultSession
+		}
+		last := u.Epoch + n.parse(f[4], 0)
+		s.ExpiresAt = time.UnixMilli(last + n.parse(f[5], (s.TTL+s.Grace).Milliseconds())).UTC()
+		if f[7] != "" {
+			s.Meta = json.RawMessage(f[7])
+		}
+		u.Sessions = append(u.Sessions, s)
+		seen = max(seen, last)
+	}
+	if len(u.Sessions) > 0 {
+		u.Status = presence.Online
+	}
+	if seen > 0 {
+		u.LastSeen = time.UnixMilli(seen).UTC()
+	}
+	return u, !n.bad
+}
+
+// numbers parses integers, remembering whether one was not.
+type numbers struct{ bad bool }
+
+func (n *numbers) parse(s string, empty int64) int64 {
+	if s == "" {
+		return empty
+	}
+	v, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		n.bad = true
+	}
+	return v
+}
+
+// Ping reports whether Redis answers and fits our settings.
+func (s *Store) Ping(ctx context.Context) error {
+	client, err := s.client.get(ctx)
+	if err != nil {
+		return err
+	}
+	if err := client.Ping(ctx).Err(); err != nil {
+		return unavailable(fmt.Errorf("ping: %w", err))
+	}
+	return s.checkPartitions(ctx, client)
+}
