@@ -9,9 +9,7 @@ import (
 
 // Beat is one heartbeat of one session.
 type Beat struct {
-	User string
-	// Session is DefaultSession when empty.
-	Session string
+	User, Session string
 	// TTL is how long the beat holds the session online (MinTTL to MaxTTL, whole seconds); nil is the default.
 	TTL *time.Duration
 	// Grace is added to the deadline, and is what a leave waits (0 to MaxGrace, whole seconds).
@@ -64,9 +62,6 @@ type Receipt struct {
 // normal fills in the defaults and returns what is wrong with the beat.
 func (t *Tracker) normal(b *Beat) []FieldError {
 	var c checks
-	if b.Session == "" {
-		b.Session = DefaultSession
-	}
 	if b.TTL == nil {
 		b.TTL = &t.defaultTTL
 	}

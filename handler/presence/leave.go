@@ -8,9 +8,7 @@ import (
 
 // Leave ends one session, after its grace.
 type Leave struct {
-	User string
-	// Session is DefaultSession when empty.
-	Session string
+	User, Session string
 	// Seq orders the writers of one session name (0 to MaxSeq); nil does not.
 	Seq *int64
 	// At is when the leave was received: its age is counted from here.
@@ -30,11 +28,8 @@ const (
 	LeaveUnknown LeaveOutcome = "unknown"
 )
 
-func (l *Leave) normal() []FieldError {
+func (l Leave) check() []FieldError {
 	var c checks
-	if l.Session == "" {
-		l.Session = DefaultSession
-	}
 	c.id("/user", l.User)
 	c.id("/session", l.Session)
 	c.seq(l.Seq)
@@ -44,7 +39,7 @@ func (l *Leave) normal() []FieldError {
 // Leave applies one leave. A repeated or unknown one is no error. It returns an *Error: Invalid, or
 // Unavailable when the state cannot be reached.
 func (t *Tracker) Leave(ctx context.Context, l Leave) error {
-	if err := Refuse(l.normal()); err != nil {
+	if err := Refuse(l.check()); err != nil {
 		return err
 	}
 	if _, err := t.store.Leaves(ctx, []Leave{l}); err != nil {
@@ -57,12 +52,12 @@ func (t *Tracker) Leave(ctx context.Context, l Leave) error {
 func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) ([]Rejection, error) {
 	var rejected []Rejection
 	good := make([]Leave, 0, len(leaves))
-	for i := range leaves {
-		if err := Refuse(leaves[i].normal()); err != nil {
+	for i, l := range leaves {
+		if err := Refuse(l.check()); err != nil {
 			rejected = append(rejected, Rejection{i, err})
 			continue
 		}
-		good = append(good, leaves[i])
+		good = append(good, l)
 	}
 	if len(good) == 0 {
 		return rejected, nil

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"userconnectivity/handler/config"
+	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/expiry"
+	"userconnectivity/handler/localqueue"
+	"userconnectivity/handler/presence"
+	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisstore"
+	"userconnectivity/handler/sqlitestore"
+	"userconnectivity/handler/triggers"
+	"userconnectivity/handler/worker"
+)
+
+// sender puts messages on a queue; Ping reports whether it can be reached.
+type sender interface {
+	Send(ctx context.Context, queue string, msgs []queue.Message) error
+	Ping(ctx context.Context, queue string) error
+}
+
+// recordStore is the event log and the durable users records.
+type recordStore interface {
+	Write(ctx context.Context, updates []eventlog.Update) error
+	Event(ctx context.Context, id string) (eventlog.Record, error)
+	UserEvents(ctx context.Context, user string, limit int, continuation string) (eventlog.Page, error)
+	Apply(ctx context.Context, e presence.Event) (bool, error)
+	User(ctx context.Context, id string) (presence.User, bool, error)
+	Ping(ctx context.Context) error
+	Close() error
+}
+
+// app is every part, connected. This file is the only one that knows them all.
+type app struct {
+	cfg      config.Config
+	log      *slog.Logger
+	redis    *redisstore.Client
+	store    *redisstore.Store
+	records  recordStore
+	sender   sender
+	listener *expiry.Listener
+	router   http.Handler
+}
+
+// build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once.
+func build(cfg config.Config, log *slog.Logger) *app {
+	a := &app{cfg: cfg, log: log}
+	a.redis = redisstore.NewClient(string(cfg.RedisURL), cfg.App+"/"+cfg.Instance)
+	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
+	a.records = sqlitestore.New(filepath.Join(cfg.DataDir, "events.db"))
+	a.sender = newSender(cfg)
+
+	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
+	tracker := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
+	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, cfg.EventsQueue, log)
+	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
+	work := worker.New(a.records, a.records, a.sender, codec, cfg.EventsQueue, cfg.MaxDelivery, log)
+	a.router = triggers.Routes(triggers.Handlers{
+		Tracker:  tracker,
+		Events:   a.records,
+		Replayer: work,
+		Worker:   work,
+		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
+		Listener: a.listener,
+		Health:   a,
+		Version:  version,
+		Log:      log,
+	})
+	return a
+}
+
+// newSender chooses the queue: the embedded broker where the local host offers one.
+func newSender(cfg config.Config) sender {
+	if cfg.LocalQueueURL != "" {
+		return localqueue.New(cfg.LocalQueueURL, nil)
+	}
+	return noSender{}
+}
+
+// noSender is the queue of an app without one: every event waits in the outbox.
+type noSender struct{}
+
+var errNoQueue = &presence.Error{Kind: presence.Unavailable, Message: "no queue is set: set ServiceBusConnection, or run under the local host, which sets LOCAL_QUEUE_URL"}
+
+func (noSender) Send(context.Context, string, []queue.Message) error { return errNoQueue }
+func (noSender) Ping(context.Context, string) error                  { return errNoQueue }
+
+// closeTimeout bounds the end of a handler that is asked to end.
+const closeTimeout = 5 * time.Second
+
+// run is the life of the process: settings, listen, serve until ctx ends or the parent is gone.
+func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer) error {
+	cfg, err := config.FromEnv(lookup)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	listen, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
+	if err != nil {
+		return fmt.Errorf("listen on FUNCTIONS_CUSTOMHANDLER_PORT: %w", err)
+	}
+	a := build(cfg, log)
+	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.
+	server := &http.Server{Handler: a.router, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := server.Serve(listen); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		if err := server.Shutdown(stop); err != nil {
+			_ = server.Close() // what is still under way is cut off: the host sends it again
+		}
+		return nil
+	})
+	g.Go(func() error {
+		watchParent(ctx, func() {
+			log.WarnContext(ctx, "the parent process has gone: ending")
+			cancel()
+		})
+		return nil
+	})
+	if cfg.Listener {
+		g.Go(func() error {
+			a.listener.Run(ctx)
+			return nil
+		})
+	}
+	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
+	err = g.Wait()
+	return errors.Join(err, a.redis.Close(), a.records.Close())
+}

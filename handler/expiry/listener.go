@@ -1,0 +1,345 @@
+// Package expiry is the dedicated listener: it takes the sessions whose deadline has passed (the sweep), and
+// brings their events from the outbox to the queue (the relay). Any number of listeners may run at once: the
+// claim in Redis decides who takes a session, the consumer group who relays an event.
+package expiry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"userconnectivity/handler/redisstore"
+)
+
+const (
+	// tick is how long the sweep sleeps at most. It bounds what no doorbell announces: entries that other
+	// processes write to the outbox, and deadlines moved forward by a leave.
+	tick = 40 * time.Millisecond
+	// sweepTimeout bounds one round trip of the sweep.
+	sweepTimeout = 5 * time.Second
+	// retryWait is how long a failed sweep or a lost subscription waits.
+	retryWait = 100 * time.Millisecond
+	// settingsCheck is how often notify-keyspace-events is looked at: a server that cycles may lose it.
+	settingsCheck = 15 * time.Second
+	// stuckAfter is how old the last sweep may be before Supervise begins anew.
+	stuckAfter = 30 * time.Second
+)
+
+// Listener wakes for each deadline and for each expired event, and sweeps. The deadline index is the truth;
+// an expired event is a doorbell only (design D1).
+type Listener struct {
+	client     *redisstore.Client
+	store      *redisstore.Store
+	relay      *Relay
+	log        *slog.Logger
+	partitions []int
+	bell       chan struct{}
+
+	mu      sync.Mutex
+	state   State
+	restart context.CancelFunc
+}
+
+// State is what the listener did and how it is.
+type State struct {
+	Running bool
+	// Started is when the loop began, LastSweep when a sweep last succeeded; zero when none did.
+	Started, LastSweep time.Time
+	// Sweeps, Claimed, Lost and Quarantined count since the process began.
+	Sweeps, Claimed, Lost, Quarantined int64
+	// Lateness is that of the latest claim in the last sweep that had any.
+	Lateness time.Duration
+	// Rings counts the expired events that came in.
+	Rings int64
+	// Outbox is how many events wait to be relayed, by the last sweep; Oldest how long the oldest has waited.
+	Outbox int64
+	Oldest time.Duration
+	// Notifications says whether Redis publishes expired events; NotificationsDetail why it does not.
+	Notifications       redisstore.Notifications
+	NotificationsDetail string
+	// SweepError and RelayError are the last faults, "" once it went well again.
+	SweepError, RelayError string
+	// Relayed counts the events that were sent, logged and acknowledged.
+	Relayed int64
+}
+
+// Lag is how long due sessions may have been waiting: the time since the last good sweep beyond its tick.
+func (s State) Lag(now time.Time) time.Duration {
+	since := s.LastSweep
+	if since.IsZero() {
+		since = s.Started
+	}
+	return max(now.Sub(since)-2*tick, 0)
+}
+
+// NewListener returns a Listener; Run starts it.
+func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
+	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1)}
+	for p := range s.Partitions() {
+		l.partitions = append(l.partitions, p)
+	}
+	l.state.Notifications = redisstore.NotificationsUnknown
+	return l
+}
+
+// Run sweeps and relays until ctx ends. No fault of Redis, of the queue or of the event log ends it.
+func (l *Listener) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		run, cancel := context.WithCancel(ctx)
+		l.mu.Lock()
+		l.state.Running, l.state.Started, l.restart = true, time.Now(), cancel
+		l.mu.Unlock()
+		g, run := errgroup.WithContext(run)
+		for name, loop := range map[string]func(context.Context){
+			"sweep": l.sweepLoop, "relay": l.relay.loop, "doorbell": l.doorbellLoop, "settings": l.settingsLoop,
+		} {
+			g.Go(func() error {
+				l.guard(run, name, loop)
+				return nil
+			})
+		}
+		_ = g.Wait() // the loops return nothing: they end with run
+		cancel()
+	}
+	l.mu.Lock()
+	l.state.Running = false
+	l.mu.Unlock()
+}
+
+// guard runs a loop, and runs it again after a panic: a fault in one event must not end the listener.
+func (l *Listener) guard(ctx context.Context, name string, loop func(context.Context)) {
+	for ctx.Err() == nil {
+		func() {
+			defer func() {
+				if p := recover(); p != nil {
+					l.log.ErrorContext(ctx, "listener loop panicked; it goes on", "loop", name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				}
+			}()
+			loop(ctx)
+		}()
+		sleep(ctx, retryWait)
+	}
+}
+
+// sweepLoop sweeps at each deadline, each ring and each tick.
+func (l *Listener) sweepLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := time.NewTimer(l.sweep(ctx))
+		select {
+		case <-ctx.Done():
+		case <-l.bell:
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+// sweep claims everything that is due and returns how long to sleep.
+func (l *Listener) sweep(ctx context.Context) time.Duration {
+	wait := tick
+	partitions := l.partitions
+	var outbox int64
+	for first := true; len(partitions) > 0; first = false {
+		due, err := l.claimDue(ctx, partitions)
+		if err != nil {
+			if l.errorIsNew(err) && ctx.Err() == nil {
+				l.log.WarnContext(ctx, "the sweep could not read or claim; it tries again", "error", err)
+			}
+			return retryWait
+		}
+		partitions = nil
+		for _, d := range due {
+			if d.Full() {
+				partitions = append(partitions, d.Partition)
+			}
+			if !d.Next.IsZero() {
+				wait = min(wait, max(d.Next.Sub(d.Now), 0)+time.Millisecond)
+			}
+			if first {
+				outbox += d.Outbox
+			}
+			if d.Outbox > 0 || len(d.Members) > 0 {
+				l.relay.ring(d.Partition)
+			}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state.SweepError != "" {
+		l.log.InfoContext(ctx, "the sweep works again", "down_ms", time.Since(l.state.LastSweep).Milliseconds())
+	}
+	l.state.Sweeps++
+	l.state.LastSweep, l.state.Outbox, l.state.SweepError = time.Now(), outbox, ""
+	return wait
+}
+
+// claimDue is one round: what is due in the partitions, up to a script's limit each, is claimed.
+func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore.Due, error) {
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	due, err := l.store.Due(ctx, partitions)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := l.store.Claim(ctx, due)
+	if err != nil {
+		return nil, err
+	}
+	l.count(ctx, claims)
+	return due, nil
+}
+
+func (l *Listener) count(ctx context.Context, c redisstore.Claims) {
+	if len(c.Late) == 0 && c.Quarantined == 0 {
+		return
+	}
+	var latest time.Duration
+	for _, late := range c.Late {
+		latest = max(latest, late)
+	}
+	l.log.InfoContext(ctx, "claimed", "sessions", len(c.Late), "latest_ms", latest.Milliseconds(), "lost", c.Lost, "quarantined", c.Quarantined)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state.Claimed += int64(len(c.Late))
+	l.state.Lost += int64(c.Lost)
+	l.state.Quarantined += int64(c.Quarantined)
+	l.state.Lateness = latest
+}
+
+// errorIsNew records the fault and reports whether it is the first of an outage: one line tells of it.
+func (l *Listener) errorIsNew(err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	isNew := l.state.SweepError == ""
+	l.state.SweepError = err.Error()
+	return isNew
+}
+
+// doorbellLoop keeps the subscription to expired events. A sweep follows each (re)subscription, because what
+// expired in between rang no bell.
+func (l *Listener) doorbellLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := l.client.Expired(ctx, l.ring, func() {
+			l.mu.Lock()
+			l.state.Rings++
+			l.mu.Unlock()
+			l.ring()
+		})
+		if ctx.Err() == nil {
+			l.log.DebugContext(ctx, "expired events: subscription lost; it is made again", "error", err)
+		}
+		sleep(ctx, retryWait)
+	}
+}
+
+func (l *Listener) ring() {
+	select {
+	case l.bell <- struct{}{}:
+	default: // one ring waits already
+	}
+}
+
+// settingsLoop keeps notify-keyspace-events on where the server allows it, and measures the oldest entry.
+func (l *Listener) settingsLoop(ctx context.Context) {
+	check := time.Time{}
+	for ctx.Err() == nil {
+		if time.Since(check) >= settingsCheck {
+			check = time.Now()
+			l.checkNotifications(ctx)
+		}
+		l.measureOutbox(ctx)
+		sleep(ctx, time.Second)
+	}
+}
+
+func (l *Listener) checkNotifications(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	state, err := l.client.EnsureNotifications(ctx)
+	detail := ""
+	if state != redisstore.NotificationsOn {
+		detail = "Redis does not publish expired events, or does not say: the sweep finds every deadline without them. " +
+			"To switch them on, set notify-keyspace-events to Ex (Azure Managed Redis: property notifyKeyspaceEvents of the database)"
+	}
+	if err != nil {
+		detail += ". " + err.Error()
+	}
+	l.mu.Lock()
+	changed := l.state.Notifications != state || l.state.NotificationsDetail == "" && detail != ""
+	l.state.Notifications, l.state.NotificationsDetail = state, detail
+	l.mu.Unlock()
+	if changed {
+		l.log.InfoContext(ctx, "expired events", "notifications", string(state), "detail", detail)
+	}
+}
+
+func (l *Listener) measureOutbox(ctx context.Context) {
+	l.mu.Lock()
+	empty := l.state.Outbox == 0
+	if empty {
+		l.state.Oldest = 0
+	}
+	l.mu.Unlock()
+	if empty {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	if oldest, err := l.relay.outbox.Lag(ctx, time.Now(), l.partitions); err == nil {
+		l.mu.Lock()
+		l.state.Oldest = oldest
+		l.mu.Unlock()
+	}
+}
+
+// State returns what the listener did and how it is.
+func (l *Listener) State() State {
+	l.mu.Lock()
+	s := l.state
+	l.mu.Unlock()
+	s.Relayed, s.RelayError = l.relay.progress()
+	return s
+}
+
+// Supervise begins the loops anew when no sweep has succeeded for too long, and returns lines that say what
+// the listener did. The host's timer calls it; nothing depends on the call.
+func (l *Listener) Supervise(now time.Time) []string {
+	s := l.State()
+	lines := []string{fmt.Sprintf("sweeps %d, claimed %d, relayed %d, in the outbox %d, last sweep %s ago, notifications %s",
+		s.Sweeps, s.Claimed, s.Relayed, s.Outbox, sinceText(now, s.LastSweep), s.Notifications)}
+	if s.SweepError != "" {
+		lines = append(lines, "the sweep fails: "+s.SweepError)
+	}
+	if s.RelayError != "" {
+		lines = append(lines, "the relay fails: "+s.RelayError)
+	}
+	if s.Running && now.Sub(s.Started) > stuckAfter && s.Lag(now) > stuckAfter {
+		l.mu.Lock()
+		l.restart()
+		l.mu.Unlock()
+		lines = append(lines, "the loops were begun anew")
+	}
+	return lines
+}
+
+func sinceText(now, t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return now.Sub(t).Round(time.Millisecond).String()
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

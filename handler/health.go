@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"userconnectivity/handler/presence"
+	"userconnectivity/handler/triggers"
+)
+
+const (
+	// healthTimeout bounds the look at each part.
+	healthTimeout = 2 * time.Second
+	// worryingLag is how late the sweep may be before health tells.
+	worryingLag = time.Second
+	// worryingWait is how long an event may wait in the outbox before health tells.
+	worryingWait = 10 * time.Second
+)
+
+// Health looks at every part at once.
+func (a *app) Health(ctx context.Context) map[string]triggers.Part {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	checks := map[string]func(context.Context) triggers.Part{
+		"redis":    a.redisPart,
+		"queue":    a.queuePart,
+		"eventLog": a.eventLogPart,
+		"listener": a.listenerPart,
+	}
+	parts := make(map[string]triggers.Part, len(checks))
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for name, check := range checks {
+		wg.Go(func() {
+			part := check(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			parts[name] = part
+		})
+	}
+	wg.Wait()
+	return parts
+}
+
+func (a *app) redisPart(ctx context.Context) triggers.Part {
+	if err := a.store.Ping(ctx); err != nil {
+		return triggers.Part{"status": "down", "detail": err.Error()}
+	}
+	return triggers.Part{"status": "ok", "partitions": a.cfg.Partitions}
+}
+
+func (a *app) queuePart(ctx context.Context) triggers.Part {
+	if err := a.sender.Ping(ctx, a.cfg.EventsQueue); err != nil {
+		return triggers.Part{"status": "degraded", "name": a.cfg.EventsQueue, "detail": "events wait in the outbox: " + err.Error()}
+	}
+	return triggers.Part{"status": "ok", "name": a.cfg.EventsQueue}
+}
+
+func (a *app) eventLogPart(ctx context.Context) triggers.Part {
+	if err := a.records.Ping(ctx); err != nil {
+		return triggers.Part{"status": "degraded", "detail": err.Error()}
+	}
+	return triggers.Part{"status": "ok"}
+}
+
+func (a *app) listenerPart(context.Context) triggers.Part {
+	if !a.cfg.Listener {
+		return triggers.Part{"status": "ok", "running": false, "detail": "the listener runs in another app: AzureWebJobs_ExpirationListener_Disabled is true here"}
+	}
+	s, now := a.listener.State(), time.Now()
+	part := triggers.Part{
+		"status": "ok", "running": s.Running, "lastSweepAt": presence.FormatOptional(s.LastSweep), "lagMs": s.Lag(now).Milliseconds(),
+		"lastLatenessMs": s.Lateness.Milliseconds(), "outboxDepth": s.Outbox, "oldestOutboxMs": s.Oldest.Milliseconds(), "holdUntil": nil,
+		"notifications": s.Notifications, "claimed": s.Claimed, "relayed": s.Relayed, "quarantined": s.Quarantined,
+	}
+	switch {
+	case !s.Running || s.Lag(now) > worryingLag:
+		part["status"], part["detail"] = "degraded", "no sweep has succeeded for "+s.Lag(now).Round(time.Millisecond).String()+": offline events are late. "+s.SweepError
+	case s.RelayError != "":
+		part["status"], part["detail"] = "degraded", "events wait in the outbox: "+s.RelayError
+	case s.Oldest > worryingWait:
+		part["status"], part["detail"] = "degraded", "the oldest event has waited "+s.Oldest.Round(time.Second).String()+" in the outbox"
+	case s.NotificationsDetail != "":
+		part["detail"] = s.NotificationsDetail
+	}
+	return part
+}

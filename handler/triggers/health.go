@@ -1,0 +1,67 @@
+package triggers
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Part is the state of one part of the app, as health shows it. Status is "ok", "degraded" or "down".
+type Part map[string]any
+
+// healthChecker tells the state of every part by name.
+type healthChecker interface {
+	Health(ctx context.Context) map[string]Part
+}
+
+// live is GET /api/live: 200 while the process can answer. It asks nothing of any other part: a probe that
+// failed with Redis would recycle every instance in an outage of Redis.
+func live(w http.ResponseWriter, _ *http.Request) {
+	reply(w, http.StatusOK, struct {
+		Status string `json:"status"`
+	}{"ok"})
+}
+
+// health is GET /api/health: the state of every part. The app is as well as its worst part.
+func health(h healthChecker, version string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		parts := h.Health(r.Context())
+		worst, code := "ok", http.StatusOK
+		for _, p := range parts {
+			switch p["status"] {
+			case "down":
+				worst, code = "down", http.StatusServiceUnavailable
+			case "degraded":
+				if worst == "ok" {
+					worst = "degraded"
+				}
+			}
+		}
+		reply(w, code, struct {
+			Status  string          `json:"status"`
+			Version string          `json:"version"`
+			Parts   map[string]Part `json:"parts"`
+		}{worst, version, parts})
+	}
+}
+
+//go:embed openapi.yaml
+var openAPI []byte
+
+// openAPIJSON is the contract as JSON, made once.
+var openAPIJSON = sync.OnceValues(func() ([]byte, error) { return yaml.YAMLToJSON(openAPI) })
+
+// openAPIDocument is GET /api/openapi.json: the contract of this API.
+func openAPIDocument(w http.ResponseWriter, r *http.Request) {
+	doc, err := openAPIJSON()
+	if err != nil {
+		fail(w, r, fmt.Errorf("convert openapi.yaml: %w", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(doc) // the caller has gone: nobody is left to tell
+}

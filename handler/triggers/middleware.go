@@ -1,0 +1,91 @@
+package triggers
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+)
+
+type loggerKey struct{}
+
+// logger returns the logger of the invocation.
+func logger(ctx context.Context) *slog.Logger {
+	if l, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok {
+		return l
+	}
+	return slog.Default()
+}
+
+// invocationHeader carries the host's id of an invocation.
+const invocationHeader = "X-Azure-Functions-Invocationid"
+
+// withLogger puts a logger with the invocation id into the context.
+func withLogger(base *slog.Logger) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			l := base
+			if id := r.Header.Get(invocationHeader); id != "" {
+				l = base.With("invocation_id", id)
+			}
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), loggerKey{}, l)))
+		})
+	}
+}
+
+// recovered answers 500 to a request that panicked: no request may end the process, since the host would send
+// a GET again to each new one until it stops the whole app (design D10).
+func recovered(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) // net/http closes the connection and goes on
+			default:
+				logger(r.Context()).ErrorContext(r.Context(), "request panicked", "method", r.Method, "route", routeOf(r), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				fail(w, r, &httpError{status: http.StatusInternalServerError, detail: "the request failed here; the log says why under the request's invocation id"})
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// within bounds the time of a request: the host does not cancel what its caller has given up.
+func within(d time.Duration) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithTimeout(r.Context(), d)
+			defer cancel()
+			next.ServeHTTP(w, r.WithContext(ctx))
+		})
+	}
+}
+
+// atMost bounds the requests under way at once, and with them their memory. One more gets 503 at once.
+func atMost(n int) func(http.Handler) http.Handler {
+	places := make(chan struct{}, n)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case places <- struct{}{}:
+				defer func() { <-places }()
+				next.ServeHTTP(w, r)
+			default:
+				fail(w, r, busy(n))
+			}
+		})
+	}
+}
+
+// routeOf names the route of a request without its ids, for logs.
+func routeOf(r *http.Request) string {
+	if c := chi.RouteContext(r.Context()); c != nil && c.RoutePattern() != "" {
+		return c.RoutePattern()
+	}
+	return "unknown"
+}

@@ -1,0 +1,81 @@
+// Package triggers is the inbound edge: it turns what the Functions host sends into calls of the core, and
+// the answers into what the host expects. HTTP arrives proxied under /api, everything else as an envelope
+// under /<FunctionName>.
+package triggers
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+)
+
+// Handlers are what the functions call.
+type Handlers struct {
+	Tracker interface {
+		beater
+		leaver
+		userReader
+	}
+	Events   eventReader
+	Replayer replayer
+	Worker   eventWorker
+	Beats    HeartbeatQueue
+	Listener supervisor
+	Health   healthChecker
+	Version  string
+	Log      *slog.Logger
+}
+
+const (
+	// requestTimeout bounds an HTTP request.
+	requestTimeout = 10 * time.Second
+	// batchTimeout bounds a batch of queue messages: half of the queue's lock of 5 minutes (design D14).
+	batchTimeout = 150 * time.Second
+	// singlePlaces and bulkPlaces bound the requests under way at once: with 16 KiB and 4 MiB bodies, 64 and 128 MiB.
+	singlePlaces = 4096
+	bulkPlaces   = 32
+)
+
+// Routes returns the router: one line for each function, in the order of the HTTP API.
+func Routes(h Handlers) *chi.Mux {
+	r := chi.NewRouter()
+	r.Use(withLogger(h.Log), recovered)
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		fail(w, r, &httpError{status: http.StatusNotFound, detail: fmt.Sprintf("there is no route %s; GET /api/openapi.json lists them", r.URL.Path)})
+	})
+	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		fail(w, r, &httpError{status: http.StatusMethodNotAllowed, detail: fmt.Sprintf("%s does not take %s; GET /api/openapi.json lists the methods", r.URL.Path, r.Method)})
+	})
+	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
+	r.Get("/api/live", live)                                                                         // Live
+
+	r.Group(func(r chi.Router) {
+		r.Use(atMost(singlePlaces), within(requestTimeout))
+		r.Post("/api/heartbeat", heartbeat(h.Tracker))                          // Heartbeat
+		r.Post("/api/leave", leave(h.Tracker))                                  // Leave
+		r.Delete("/api/users/{user}/sessions/{session}", endSession(h.Tracker)) // EndSession
+		r.Get("/api/users/{user}", user(h.Tracker))                             // User
+		r.Get("/api/users/{user}/events", userEvents(h.Events))                 // UserEvents
+		r.Get("/api/events/{id}", event(h.Events))                              // Event
+		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
+		r.Get("/api/health", health(h.Health, h.Version))                       // Health
+		r.Get("/api/openapi.json", openAPIDocument)                             // OpenApi
+	})
+	r.Group(func(r chi.Router) {
+		r.Use(atMost(bulkPlaces), within(requestTimeout))
+		r.Post("/api/heartbeats", heartbeats(h.Tracker))  // Heartbeats
+		r.Post("/api/leaves", leaves(h.Tracker))          // Leaves
+		r.Post("/api/users/query", usersQuery(h.Tracker)) // UsersQuery
+	})
+	r.Group(func(r chi.Router) {
+		r.Use(within(batchTimeout))
+		r.Post("/HeartbeatMessages", h.Beats.serve)
+		r.Post("/ConnectivityWorker", connectivityWorker(h.Worker))
+		r.Post("/DeadLetters", deadLetters(h.Worker))
+		r.Post("/ExpirationListener", expirationListener(h.Listener))
+	})
+	return r
+}

@@ -1,0 +1,93 @@
+package triggers
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	"userconnectivity/handler/presence"
+)
+
+// userReader knows users; presence.Tracker is one.
+type userReader interface {
+	User(ctx context.Context, id string) (presence.User, error)
+	Users(ctx context.Context, ids []string) ([]presence.User, error)
+}
+
+type sessionView struct {
+	Session   string          `json:"session"`
+	ExpiresAt string          `json:"expiresAt"`
+	Meta      json.RawMessage `json:"meta"`
+}
+
+type userView struct {
+	User     string          `json:"user"`
+	Status   presence.Status `json:"status"`
+	Epoch    *int64          `json:"epoch"`
+	Since    *string         `json:"since"`
+	LastSeen *string         `json:"lastSeen"`
+	Sessions []sessionView   `json:"sessions"`
+	Groups   []string        `json:"groups"`
+}
+
+// user is GET /api/users/{user}. An unknown user is offline and was never seen: that is no error.
+func user(u userReader) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id, err := pathID(r, "user")
+		if err != nil {
+			fail(w, r, err)
+			return
+		}
+		known, err := u.User(r.Context(), id)
+		if err != nil {
+			fail(w, r, err)
+			return
+		}
+		view := userView{
+			User: known.ID, Status: known.Status, Since: presence.FormatOptional(known.Since), LastSeen: presence.FormatOptional(known.LastSeen),
+			Sessions: make([]sessionView, len(known.Sessions)), Groups: append([]string{}, known.Groups...),
+		}
+		if known.Epoch > 0 {
+			view.Epoch = &known.Epoch
+		}
+		for i, s := range known.Sessions {
+			view.Sessions[i] = sessionView{Session: s.ID, ExpiresAt: presence.FormatTime(s.ExpiresAt), Meta: s.Meta}
+		}
+		reply(w, http.StatusOK, view)
+	}
+}
+
+type statusView struct {
+	User     string          `json:"user"`
+	Status   presence.Status `json:"status"`
+	LastSeen *string         `json:"lastSeen"`
+}
+
+// usersQuery is POST /api/users/query: the status of up to presence.MaxBatch users, in the order asked.
+func usersQuery(u userReader) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			Users []string `json:"users"`
+		}
+		if err := readJSON(w, r, maxBulkBody, &body); err != nil {
+			fail(w, r, err)
+			return
+		}
+		if err := checkCount("/users", len(body.Users), body.Users != nil); err != nil {
+			fail(w, r, err)
+			return
+		}
+		known, err := u.Users(r.Context(), body.Users)
+		if err != nil {
+			fail(w, r, err)
+			return
+		}
+		views := make([]statusView, len(known))
+		for i, k := range known {
+			views[i] = statusView{User: k.ID, Status: k.Status, LastSeen: presence.FormatOptional(k.LastSeen)}
+		}
+		reply(w, http.StatusOK, struct {
+			Users []statusView `json:"users"`
+		}{views})
+	}
+}

@@ -1,0 +1,244 @@
+// Package worker does the work of the connectivity queue: it applies each event to the users record, once and
+// in the order of the epochs, and writes how it went to the event log.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/presence"
+	"userconnectivity/handler/queue"
+)
+
+// users is the durable record of each user's last state.
+type users interface {
+	// Apply replaces the record if the event's epoch is above the record's, and reports whether it was.
+	Apply(ctx context.Context, e presence.Event) (bool, error)
+}
+
+// events is the event log.
+type events interface {
+	Write(ctx context.Context, updates []eventlog.Update) error
+	Event(ctx context.Context, id string) (eventlog.Record, error)
+}
+
+// sender puts messages on a queue: all of them, or it returns an error.
+type sender interface {
+	Send(ctx context.Context, queue string, msgs []queue.Message) error
+}
+
+// Delivery is one message of a batch, as the broker delivered it.
+type Delivery struct {
+	Body string
+	// MessageID is the broker's, "" when unknown.
+	MessageID string
+	// Count is how often the message was delivered, this time included; at least 1.
+	Count int
+	// Reason says why the broker gave the message up; dead letters only.
+	Reason string
+}
+
+// Worker processes batches of the connectivity queue. It is safe for concurrent use.
+type Worker struct {
+	users       users
+	events      events
+	sender      sender
+	codec       queue.Codec
+	eventsQueue string
+	maxDelivery int
+	log         *slog.Logger
+}
+
+// applyAtOnce bounds the concurrent writes to the users records.
+const applyAtOnce = 16
+
+// New returns a Worker. eventsQueue is the queue or topic that replays go to. maxDelivery is the queue's max delivery count: a message at its last delivery is put
+// aside by the worker itself, with its reason, before the broker does it without one.
+func New(u users, e events, s sender, codec queue.Codec, eventsQueue string, maxDelivery int, log *slog.Logger) *Worker {
+	return &Worker{users: u, events: e, sender: s, codec: codec, eventsQueue: eventsQueue, maxDelivery: maxDelivery, log: log}
+}
+
+// item is one delivery on its way through a batch.
+type item struct {
+	delivery Delivery
+	event    presence.Event
+	readable bool // event is whole
+	attempt  eventlog.Attempt
+	began    time.Time
+	applied  bool
+	// poison says why the item can never succeed, fault why it did not succeed now.
+	poison, fault error
+}
+
+// Process works on a batch. A batch can only succeed or fail as a whole (design D14), so an item that can
+// never succeed, or fails at its last delivery, goes to the queue's -rejected queue and is logged as dead,
+// and the batch succeeds. A passing fault fails the batch: all of it is delivered again, and what was done
+// already changes nothing.
+func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
+	items := make([]*item, len(batch))
+	var g errgroup.Group
+	g.SetLimit(applyAtOnce)
+	for i, d := range batch {
+		it := &item{delivery: d, began: time.Now()}
+		items[i] = it
+		var replay int
+		it.event, replay, it.poison = w.codec.Decode([]byte(d.Body))
+		it.attempt = eventlog.Attempt{Replay: replay, Delivery: max(d.Count, 1)}
+		if it.readable = it.poison == nil; it.readable {
+			g.Go(func() error {
+				it.applied, it.fault = w.users.Apply(ctx, it.event)
+				return nil
+			})
+		}
+	}
+	_ = g.Wait() // each item keeps its own fault
+	for _, it := range items {
+		if it.fault != nil && it.delivery.Count >= w.maxDelivery {
+			it.poison = fmt.Errorf("failed at its last delivery, the %dth: %w", it.delivery.Count, it.fault)
+			it.fault = nil
+		}
+	}
+	if err := w.reject(ctx, queue.ConnectivityEvents, items); err != nil {
+		return err
+	}
+	if err := w.events.Write(ctx, w.updates(items)); err != nil {
+		return fmt.Errorf("log the outcome of %d events: %w", len(items), err)
+	}
+	var faults []error
+	for _, it := range items {
+		if it.fault != nil {
+			faults = append(faults, fmt.Errorf("apply event %s: %w", it.event.ID, it.fault))
+		}
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%d of %d events failed: %w", len(faults), len(items), faults[0])
+	}
+	return nil
+}
+
+// updates is the prefix of each event's history that the worker knows.
+func (w *Worker) updates(items []*item) []eventlog.Update {
+	now := time.Now()
+	updates := make([]eventlog.Update, 0, len(items))
+	for _, it := range items {
+		steps := []eventlog.Step{{Status: eventlog.Processing, At: it.began, Attempt: it.attempt}}
+		end := eventlog.Step{Status: eventlog.Done, At: now, Attempt: it.attempt}
+		switch {
+		case it.poison != nil:
+			end.Status, end.Detail = eventlog.Dead, it.poison.Error()
+		case it.fault != nil:
+			end.Status, end.Detail = eventlog.Failed, faultText(it.fault)
+		case !it.applied:
+			end.Detail = "changed nothing: this event, or a newer one of the user, was applied before"
+		}
+		if it.readable {
+			steps = append([]eventlog.Step{{Status: eventlog.Detected, At: it.event.DetectedAt}}, steps...)
+		} else {
+			// What could not be read makes no record; one that is there already is told of it.
+			id, ok := eventID(it.event, it.delivery)
+			if !ok {
+				continue
+			}
+			it.event = presence.Event{ID: id}
+		}
+		updates = append(updates, eventlog.Update{Event: it.event, Steps: append(steps, end)})
+	}
+	return updates
+}
+
+// eventID finds the id of an event that could not be read whole: in its body, else in its MessageId.
+func eventID(e presence.Event, d Delivery) (string, bool) {
+	id := e.ID
+	if _, ok := presence.PartitionKeyOf(id); !ok {
+		id, _, _ = strings.Cut(d.MessageID, ":")
+	}
+	_, ok := presence.PartitionKeyOf(id)
+	return id, ok
+}
+
+// faultText is what the log says of a fault: its message for callers, not what is behind it.
+func faultText(err error) string {
+	var e *presence.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// reject sends the poison items to the queue's -rejected queue, with their reason.
+func (w *Worker) reject(ctx context.Context, from string, items []*item) error {
+	var rejected []queue.Message
+	for _, it := range items {
+		if it.poison == nil {
+			continue
+		}
+		w.log.WarnContext(ctx, "event rejected", "message_id", it.delivery.MessageID, "delivery", it.delivery.Count, "reason", it.poison)
+		rejected = append(rejected, queue.Rejected(it.delivery.MessageID, []byte(it.delivery.Body), it.poison))
+	}
+	if len(rejected) == 0 {
+		return nil
+	}
+	name := from + queue.RejectedSuffix
+	if err := w.sender.Send(ctx, name, rejected); err != nil {
+		return fmt.Errorf("send %d messages to %s: %w", len(rejected), name, err)
+	}
+	return nil
+}
+
+// DeadLetters logs what the broker itself gave up on.
+func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
+	now := time.Now()
+	var updates []eventlog.Update
+	for _, d := range batch {
+		e, replay, err := w.codec.Decode([]byte(d.Body))
+		reason := "the broker gave it up: " + d.Reason
+		if err != nil {
+			reason += " (" + err.Error() + ")"
+			id, ok := eventID(e, d)
+			e = presence.Event{ID: id}
+			if !ok {
+				e.ID = ""
+			}
+		}
+		w.log.WarnContext(ctx, "event dead-lettered by the broker", "message_id", d.MessageID, "event_id", e.ID, "reason", reason)
+		if e.ID == "" {
+			continue
+		}
+		// It comes after every delivery of its replay.
+		attempt := eventlog.Attempt{Replay: replay, Delivery: w.maxDelivery + 1}
+		updates = append(updates, eventlog.Update{Event: e, Steps: []eventlog.Step{{Status: eventlog.Dead, At: now, Detail: reason, Attempt: attempt}}})
+	}
+	if err := w.events.Write(ctx, updates); err != nil {
+		return fmt.Errorf("log %d dead letters: %w", len(updates), err)
+	}
+	return nil
+}
+
+// Replay sends an event to the events queue again, under a MessageId of its own, and logs that. It returns
+// eventlog.ErrNotFound for an event that the log does not hold.
+func (w *Worker) Replay(ctx context.Context, id string) error {
+	record, err := w.events.Event(ctx, id)
+	if err != nil {
+		return fmt.Errorf("read event %s: %w", id, err)
+	}
+	n := record.LastReplay() + 1
+	m, err := w.codec.Encode(record.Event, n)
+	if err != nil {
+		return err
+	}
+	if err := w.sender.Send(ctx, w.eventsQueue, []queue.Message{m}); err != nil {
+		return fmt.Errorf("send event %s again: %w", id, err)
+	}
+	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}
+	if err := w.events.Write(ctx, []eventlog.Update{{Event: record.Event, Steps: []eventlog.Step{step}}}); err != nil {
+		return fmt.Errorf("log the replay of event %s: %w", id, err)
+	}
+	return nil
+}
