@@ -4,18 +4,16 @@
 package eventlog
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"userconnectivity/handler/presence"
 )
-
-// ErrNotFound is returned for an event that the log does not hold.
-var ErrNotFound = errors.New("event not found")
-
-// ErrContinuation is returned for a continuation token that this log did not issue.
-var ErrContinuation = errors.New("continuation is not one that this API returned")
 
 // Status is a step of an event on its way. It never goes back within an attempt.
 type Status string
@@ -30,7 +28,9 @@ const (
 	Dead       Status = "dead"
 )
 
-// rank orders the statuses of one attempt; the three ends share the top.
+// rank orders the statuses of one attempt. One attempt may end more than once: a worker that finished the
+// event and then lost its lock leaves done and dead, a last failed delivery failed and dead. The stronger end
+// tells what became of the event: done means that it was applied, whatever the broker thought of it later.
 func (s Status) rank() int {
 	switch s {
 	case Detected:
@@ -39,8 +39,12 @@ func (s Status) rank() int {
 		return 1
 	case Processing:
 		return 2
+	case Dead:
+		return 4
+	case Done:
+		return 5
 	}
-	return 3
+	return 3 // failed, and any end that a later version adds
 }
 
 // Attempt orders the tries of one event: first by replay (0 is the original), then by the delivery of the
@@ -52,19 +56,7 @@ type Attempt struct {
 
 // Compare returns -1, 0 or 1 as a is before, the same as, or after b.
 func (a Attempt) Compare(b Attempt) int {
-	if a.Replay != b.Replay {
-		if a.Replay < b.Replay {
-			return -1
-		}
-		return 1
-	}
-	switch {
-	case a.Delivery < b.Delivery:
-		return -1
-	case a.Delivery > b.Delivery:
-		return 1
-	}
-	return 0
+	return cmp.Or(cmp.Compare(a.Replay, b.Replay), cmp.Compare(a.Delivery, b.Delivery))
 }
 
 // Step is one entry of an event's history.
@@ -77,10 +69,34 @@ type Step struct {
 
 // compare is the order of a history: by attempt, then by rank.
 func (s Step) compare(t Step) int {
-	if c := s.Attempt.Compare(t.Attempt); c != 0 {
-		return c
+	return cmp.Or(
+		s.Attempt.Compare(t.Attempt),
+		cmp.Compare(s.Status.rank(), t.Status.rank()),
+		strings.Compare(string(s.Status), string(t.Status)),
+	)
+}
+
+// before says which of two reports of the same step is kept: the earlier one.
+func (s Step) before(t Step) bool {
+	return cmp.Or(s.At.Compare(t.At), strings.Compare(s.Detail, t.Detail)) < 0
+}
+
+func (s Step) equal(t Step) bool {
+	return s.Status == t.Status && s.Attempt == t.Attempt && s.Detail == t.Detail && s.At.Equal(t.At)
+}
+
+// normal returns s as the stores keep it: milliseconds in UTC, the detail at most MaxDetail bytes of UTF-8.
+func (s Step) normal() Step {
+	s.At = s.At.UTC().Truncate(time.Millisecond)
+	s.Detail = strings.ToValidUTF8(s.Detail, "\uFFFD")
+	if len(s.Detail) > MaxDetail {
+		end := MaxDetail
+		for !utf8.RuneStart(s.Detail[end]) {
+			end--
+		}
+		s.Detail = s.Detail[:end]
 	}
-	return s.Status.rank() - t.Status.rank()
+	return s
 }
 
 // Record is one event with its history, oldest step first.
@@ -113,26 +129,77 @@ type Update struct {
 	Steps []Step
 }
 
-// MaxHistory bounds the steps of one record: the oldest attempts after the first are forgotten beyond it.
+// Combine returns updates with one entry for each event, in the order in which the events first appear: what
+// one write knows of an event is written at once. Updates with an id of another form than that of an event are
+// left out; for those that bring an event the error is one that wraps ErrID.
+func Combine(updates []Update) ([]Update, error) {
+	var refused []error
+	combined := make([]Update, 0, len(updates))
+	index := make(map[string]int, len(updates))
+	for _, u := range updates {
+		id := u.Event.ID
+		if _, ok := presence.PartitionKeyOf(id); !ok {
+			if u.Event.Type != "" {
+				refused = append(refused, fmt.Errorf("write event %.40q: %w", id, ErrID))
+			}
+			continue
+		}
+		i, seen := index[id]
+		if !seen {
+			index[id] = len(combined)
+			combined = append(combined, u)
+			continue
+		}
+		c := &combined[i]
+		c.Steps = slices.Concat(c.Steps, u.Steps)
+		if u.Event.Type != "" && (c.Event.Type == "" || u.Event.Epoch > c.Event.Epoch) {
+			c.Event = u.Event
+		}
+	}
+	return combined, errors.Join(refused...)
+}
+
+// MaxHistory bounds the steps of one record: beyond it the oldest ones after the first two are forgotten.
 const MaxHistory = 100
 
-// Merge returns history with steps added, and whether that changed anything. A step whose attempt and rank
-// are there already is dropped: the first writer of a rank wins, so a history never goes back.
+// MaxDetail bounds the detail of a step, in bytes.
+const MaxDetail = 500
+
+// Merge returns history with steps added, and whether that changed anything; history itself is not changed.
+// A history holds each status of each attempt once, with the earliest time that was reported for it, in the
+// order of attempt and rank. So the result depends neither on the order of the writes nor on how often one
+// of them is repeated, and the status of a record never goes back.
 func Merge(history, steps []Step) ([]Step, bool) {
 	merged := slices.Clone(history)
 	for _, s := range steps {
+		s = s.normal()
 		i, found := slices.BinarySearchFunc(merged, s, Step.compare)
-		if !found {
+		switch {
+		case !found:
 			merged = slices.Insert(merged, i, s)
+		case s.before(merged[i]):
+			merged[i] = s
 		}
-	}
-	if len(merged) == len(history) {
-		return history, false
 	}
 	if over := len(merged) - MaxHistory; over > 0 {
 		merged = slices.Delete(merged, 2, 2+over) // keeps detected and queued of the original
 	}
+	if slices.EqualFunc(merged, history, Step.equal) {
+		return history, false
+	}
 	return merged, true
+}
+
+// Merge returns the record with u added, and whether that changed anything. Of two copies of the event the
+// one with the higher epoch is kept: an event that is made again after a rollback of Redis has the same id
+// and a newer epoch.
+func (r Record) Merge(u Update) (Record, bool) {
+	history, changed := Merge(r.History, u.Steps)
+	r.History = history
+	if u.Event.Type != "" && u.Event.Epoch > r.Event.Epoch {
+		r.Event, changed = u.Event, true
+	}
+	return r, changed
 }
 
 // Page is one page of a user's events, newest first.

@@ -1,0 +1,152 @@
+package localhost
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// queuesPath is where the embedded broker is served, on the port of the host.
+const queuesPath = "/local/queues"
+
+// Limits of one request to the broker.
+const (
+	maxEnqueueBytes    = 8 << 20
+	maxEnqueueMessages = 1000
+	maxMessageID       = 128
+	maxPeek            = 1000
+	defaultPeek        = 100
+)
+
+// wireMessage is a message in JSON; the members after Body are only in answers.
+type wireMessage struct {
+	ID               string                     `json:"id"`
+	Subject          string                     `json:"subject"`
+	SessionID        string                     `json:"sessionId,omitempty"`
+	ContentType      string                     `json:"contentType"`
+	Properties       map[string]json.RawMessage `json:"properties"`
+	Body             []byte                     `json:"body"`
+	DeliveryCount    int                        `json:"deliveryCount"`
+	EnqueuedAt       string                     `json:"enqueuedAt"`
+	DeadLetterReason string                     `json:"deadLetterReason,omitempty"`
+}
+
+// handler serves the broker: POST and GET {queue}/messages, GET {queue}.
+func (b *broker) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+queuesPath+"/{queue}/messages", b.serveEnqueue)
+	mux.HandleFunc("GET "+queuesPath+"/{queue}/messages", b.servePeek)
+	mux.HandleFunc("GET "+queuesPath+"/{queue}", b.serveCounts)
+	return mux
+}
+
+func (b *broker) serveEnqueue(w http.ResponseWriter, r *http.Request) {
+	queue := r.PathValue("queue")
+	if err := checkQueueName(queue); err != nil {
+		problem(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if strings.HasSuffix(queue, deadLetterSuffix) {
+		problem(w, http.StatusBadRequest, "nobody can send to a dead-letter queue")
+		return
+	}
+	// Asking for JSON also keeps out the plain forms of a web page.
+	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media != "application/json" {
+		problem(w, http.StatusUnsupportedMediaType, "the content type must be application/json")
+		return
+	}
+	var body struct {
+		Messages []wireMessage `json:"messages"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxEnqueueBytes)).Decode(&body); err != nil {
+		status := http.StatusBadRequest
+		if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+			status = http.StatusRequestEntityTooLarge
+		}
+		problem(w, status, "the body cannot be read: "+err.Error())
+		return
+	}
+	if n := len(body.Messages); n == 0 || n > maxEnqueueMessages {
+		problem(w, http.StatusBadRequest, fmt.Sprintf("%d messages, where 1 to %d are allowed", n, maxEnqueueMessages))
+		return
+	}
+	messages := make([]message, len(body.Messages))
+	for i, m := range body.Messages {
+		if len(m.ID) == 0 || len(m.ID) > maxMessageID || !scalars(m.Properties) {
+			problem(w, http.StatusBadRequest,
+				fmt.Sprintf("message %d needs an id of 1 to %d bytes, and properties that are strings, numbers or booleans", i, maxMessageID))
+			return
+		}
+		messages[i] = message{ID: m.ID, Subject: m.Subject, SessionID: m.SessionID, ContentType: m.ContentType, Body: m.Body}
+		if len(m.Properties) > 0 {
+			messages[i].Properties = marshal(m.Properties)
+		}
+	}
+	if err := b.enqueue(r.Context(), queue, messages); err != nil {
+		problem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	answer(w, http.StatusCreated, map[string]int{"accepted": len(messages)})
+}
+
+func (b *broker) servePeek(w http.ResponseWriter, r *http.Request) {
+	queue, limit := r.PathValue("queue"), defaultPeek
+	if err := checkQueueName(queue); err != nil {
+		problem(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if text := r.URL.Query().Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxPeek {
+			problem(w, http.StatusBadRequest, fmt.Sprintf("limit must be 1 to %d", maxPeek))
+			return
+		}
+	}
+	messages, err := b.peek(r.Context(), queue, limit)
+	if err != nil {
+		problem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	wire := make([]wireMessage, len(messages))
+	for i, m := range messages {
+		wire[i] = wireMessage{
+			ID: m.ID, Subject: m.Subject, SessionID: m.SessionID, ContentType: m.ContentType, Body: m.Body,
+			Properties: map[string]json.RawMessage{}, DeliveryCount: m.DeliveryCount, DeadLetterReason: m.DeadLetterReason,
+			EnqueuedAt: m.EnqueuedAt.UTC().Format("2006-01-02T15:04:05.000Z"),
+		}
+		if m.Properties != nil {
+			_ = json.Unmarshal(m.Properties, &wire[i].Properties) // it was checked when it came in
+		}
+	}
+	answer(w, http.StatusOK, map[string]any{"messages": wire})
+}
+
+func (b *broker) serveCounts(w http.ResponseWriter, r *http.Request) {
+	queue := r.PathValue("queue")
+	if err := checkQueueName(queue); err != nil {
+		problem(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	c, err := b.counts(r.Context(), queue)
+	if err != nil {
+		problem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"queue": queue, "active": c.Active, "locked": c.Locked, "deadLetter": c.DeadLetter})
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(marshal(v)) // the client may have gone
+}
+
+func problem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_, _ = w.Write(marshal(map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail}))
+}

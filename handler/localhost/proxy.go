@@ -1,0 +1,159 @@
+package localhost
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"io"
+	"log"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// How the Functions host passes HTTP requests on.
+const (
+	maxRequestBytes = 100 << 20
+	maxTries        = 10
+	firstRetryPause = 50 * time.Millisecond
+	lastRetryPause  = 250 * time.Millisecond
+	headerMSID      = "X-Ms-Invocation-Id"
+)
+
+// exchange is what the proxy needs to know of one request; it travels in the request's context.
+type exchange struct {
+	path   []string // decoded
+	cancel context.CancelFunc
+	forget func() bool
+}
+
+type exchangeKey struct{}
+
+// serveFunction routes a request to its HTTP function and passes it on to the handler.
+func (h *Host) serveFunction(w http.ResponseWriter, r *http.Request) {
+	if !h.inFlight.TryRLock() { // the host is stopping
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	defer h.inFlight.RUnlock()
+	path, err := decodePath(r.URL)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	f := h.router.find(r.Method, path)
+	switch {
+	case f == nil:
+		w.WriteHeader(http.StatusNotFound)
+	case !authorized(r, f, h.options.AuthKey):
+		w.WriteHeader(http.StatusUnauthorized)
+	case !ascii(r.Header), r.ContentLength > maxRequestBytes:
+		w.WriteHeader(http.StatusInternalServerError)
+	default:
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		x := &exchange{path: path, cancel: cancel, forget: func() bool { return false }}
+		defer func() { x.forget() }()
+		r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
+		if r.ContentLength != 0 {
+			r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
+		}
+		h.proxy.ServeHTTP(w, r)
+	}
+}
+
+// newProxy returns the proxy to the handler. It streams both ways and sets the headers that the host sets.
+// Event streams, which would never end by themselves, end when stopping is done.
+func newProxy(p *process, transport http.RoundTripper, stopping context.Context, logger *slog.Logger) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Transport:     &retryTransport{process: p, base: transport},
+		FlushInterval: -1,
+		ErrorLog:      log.New(io.Discard, "", 0), // what matters comes through ErrorHandler
+		Rewrite: func(r *httputil.ProxyRequest) {
+			path := r.In.Context().Value(exchangeKey{}).(*exchange).path
+			target, _ := url.Parse(p.url())
+			target.Path, target.RawPath = encodePath(path, strings.HasSuffix(r.In.URL.Path, "/"))
+			target.RawQuery, target.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
+			r.Out.URL, r.Out.Host = target, ""
+			r.SetXForwarded()
+			id := uuid.NewString()
+			r.Out.Header.Set(headerInvocationID, id)
+			r.Out.Header.Set(headerMSID, id)
+			r.Out.Header.Set(headerHostVersion, hostVersion)
+			r.Out.Header.Del("Te")
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media == "text/event-stream" {
+				x := resp.Request.Context().Value(exchangeKey{}).(*exchange)
+				x.forget = context.AfterFunc(stopping, x.cancel)
+			}
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if r.Context().Err() == nil {
+				logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+			}
+			w.WriteHeader(http.StatusInternalServerError)
+		},
+	}
+}
+
+// retryTransport sends a request again while it is sure that nothing is lost or doubled by it: one without a
+// body whenever the connection drops, one with a body only when no connection was made. It waits for a
+// handler that is down.
+type retryTransport struct {
+	process *process
+	base    http.RoundTripper
+}
+
+func (t *retryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	body := r.Body
+	if body != nil {
+		defer body.Close()
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(body) // the transport closes the body also when it could not connect
+	}
+	for try, pause := 1, firstRetryPause; ; try, pause = try+1, min(2*pause, lastRetryPause) {
+		ctx, cancel := context.WithTimeout(r.Context(), startTimeout)
+		_, err := t.process.waitReady(ctx)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		resp, err := t.base.RoundTrip(r)
+		again := isDialError(err) || (body == nil && connectionDropped(err))
+		if !again || try == maxTries || !wait(r.Context(), pause) {
+			return resp, err
+		}
+	}
+}
+
+// connectionDropped reports whether err says that the handler broke the connection.
+func connectionDropped(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op)
+}
+
+// ascii reports whether all header values are ASCII: the Functions host answers 500 to others.
+func ascii(header http.Header) bool {
+	for _, values := range header {
+		for _, v := range values {
+			for _, c := range []byte(v) {
+				if c >= 0x80 {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+func equalSecrets(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

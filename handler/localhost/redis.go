@@ -1,0 +1,257 @@
+package localhost
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+)
+
+// RedisMode says which Redis the handler gets.
+type RedisMode string
+
+// The modes of Redis.
+const (
+	// RedisAuto passes on REDIS_URL or REDIS_HOST when one is set; else it starts a redis-server from the PATH
+	// or, where there is none, an embedded miniredis.
+	RedisAuto RedisMode = "auto"
+	// RedisServer starts a redis-server, whatever is set.
+	RedisServer RedisMode = "server"
+	// RedisMini starts an embedded miniredis, whatever is set.
+	RedisMini RedisMode = "mini"
+	// RedisNone starts none; the settings go to the handler as they are.
+	RedisNone RedisMode = "none"
+)
+
+const (
+	redisStartTimeout = time.Minute // loading a large append-only file takes its time
+	redisStopTimeout  = 10 * time.Second
+	redisProbePause   = 20 * time.Millisecond
+	minRedisPause     = 200 * time.Millisecond
+	maxRedisPause     = 5 * time.Second
+)
+
+// redis is the Redis of the handler.
+type redis interface {
+	url() string // "" when the settings decide
+	pid() int    // 0 when it is no process of its own
+	describe() string
+	stop() // returns when it has ended
+	kill()
+}
+
+// startRedis starts the Redis that the options ask for and returns when it answers. onRestart is called when a
+// server of our own answers again after it ended by itself.
+func startRedis(ctx context.Context, o Options, settings map[string]string, log *slog.Logger, onRestart func()) (redis, error) {
+	mode := o.Redis
+	if mode == RedisAuto || mode == "" {
+		switch _, err := exec.LookPath("redis-server"); {
+		case settings["REDIS_URL"] != "" || settings["REDIS_HOST"] != "":
+			mode = RedisNone
+		case err == nil:
+			mode = RedisServer
+		default:
+			mode = RedisMini
+		}
+	}
+	switch mode {
+	case RedisServer:
+		return startRedisServer(ctx, filepath.Join(o.DataDir, "redis"), !o.NoRedisNotifications, log, onRestart)
+	case RedisMini:
+		return startMiniRedis()
+	case RedisNone:
+		return externalRedis{}, nil
+	}
+	return nil, fmt.Errorf("redis mode %q is not auto, server, mini or none", o.Redis)
+}
+
+// externalRedis is whatever the settings name. The host opens no connection to it.
+type externalRedis struct{}
+
+func (externalRedis) url() string      { return "" }
+func (externalRedis) pid() int         { return 0 }
+func (externalRedis) describe() string { return "as the settings say" }
+func (externalRedis) stop()            {}
+func (externalRedis) kill()            {}
+
+// miniRedis lives in the host, so that it survives the handler.
+type miniRedis struct{ *miniredis.Miniredis }
+
+func startMiniRedis() (redis, error) {
+	m := miniredis.NewMiniRedis()
+	m.ClockTTL(true)
+	if err := m.StartAddr("127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("start miniredis: %w", err)
+	}
+	return miniRedis{m}, nil
+}
+
+func (m miniRedis) url() string { return "redis://" + m.Addr() }
+func (m miniRedis) pid() int    { return 0 }
+func (m miniRedis) describe() string {
+	return m.url() + " (embedded miniredis: NOT persisted, sessions end with this host; with a redis-server on the PATH they are kept)"
+}
+func (m miniRedis) stop() { m.Close() }
+func (m miniRedis) kill() {}
+
+// redisServer is a redis-server of our own. It is started again when it ends by itself.
+type redisServer struct {
+	path string
+	args []string
+	dir  string
+	port int
+	log  *slog.Logger
+	// onRestart is called when the server answers again after it ended by itself.
+	onRestart func()
+
+	cancel context.CancelFunc
+	ended  chan struct{}
+	mu     sync.Mutex
+	child  *child
+}
+
+func startRedisServer(ctx context.Context, dir string, notifications bool, log *slog.Logger, onRestart func()) (*redisServer, error) {
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		return nil, fmt.Errorf("find redis-server: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of redis-server: %w", err)
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	s := &redisServer{path: path, dir: dir, port: port, log: log, onRestart: onRestart, ended: make(chan struct{})}
+	s.args = []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no",
+		"--dir", dir, "--logfile", "redis.log", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"}
+	if notifications {
+		s.args = append(s.args, "--notify-keyspace-events", "Ex")
+	} else {
+		// As on a server that lost the setting and does not allow CONFIG.
+		s.args = append(s.args, "--notify-keyspace-events", "", "--rename-command", "CONFIG", "")
+	}
+	if err := s.start(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, redisStartTimeout)
+	defer cancel()
+	if err := s.waitReady(ctx); err != nil {
+		s.child.kill()
+		return nil, fmt.Errorf("start redis-server (see %s): %w", filepath.Join(dir, "redis.log"), err)
+	}
+	supervising, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	go s.supervise(supervising)
+	return s, nil
+}
+
+func (s *redisServer) start() error {
+	c, err := startChild(exec.Command(s.path, s.args...))
+	if err != nil {
+		return fmt.Errorf("start redis-server: %w", err)
+	}
+	s.mu.Lock()
+	s.child = c
+	s.mu.Unlock()
+	return nil
+}
+
+// waitReady waits until PING is answered with PONG, also while the append-only file is loaded.
+func (s *redisServer) waitReady(ctx context.Context) error {
+	for {
+		if err := ping(ctx, s.port); err == nil {
+			return nil
+		}
+		select {
+		case <-s.child.done:
+			return errors.New("it ended: " + s.child.state.String())
+		default:
+		}
+		if !wait(ctx, redisProbePause) {
+			return ctx.Err()
+		}
+	}
+}
+
+func ping(ctx context.Context, port int) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	reply, err := bufio.NewReader(conn).ReadString('\n')
+	if err == nil && strings.TrimSpace(reply) != "+PONG" {
+		return errors.New(strings.TrimSpace(reply))
+	}
+	return err
+}
+
+// supervise starts the server again when it ends, and stops it when ctx is done.
+func (s *redisServer) supervise(ctx context.Context) {
+	defer close(s.ended)
+	pause := minRedisPause
+	for {
+		started := time.Now()
+		select {
+		case <-ctx.Done():
+			s.child.stop(syscall.SIGTERM, redisStopTimeout)
+			return
+		case <-s.child.done:
+		}
+		s.log.Warn("redis-server ended and is started again", "how", s.child.state.String())
+		if time.Since(started) > maxRedisPause {
+			pause = minRedisPause
+		}
+		if !wait(ctx, pause) {
+			return
+		}
+		pause = min(2*pause, maxRedisPause)
+		if err := s.start(); err != nil {
+			s.log.Error("redis-server cannot be started again", "error", err)
+		} else if s.waitReady(ctx) == nil {
+			s.onRestart()
+		}
+	}
+}
+
+func (s *redisServer) url() string { return "redis://127.0.0.1:" + strconv.Itoa(s.port) }
+func (s *redisServer) describe() string {
+	return s.url() + " (redis-server, persisted in " + s.dir + ")"
+}
+
+func (s *redisServer) pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.child.Pid
+}
+
+func (s *redisServer) stop() {
+	s.cancel()
+	<-s.ended
+}
+
+func (s *redisServer) kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.child.Kill()
+}

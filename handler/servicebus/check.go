@@ -1,0 +1,99 @@
+package servicebus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus/admin"
+)
+
+// Check looks at the properties of a queue or topic, which needs the right Manage (role Azure Service Bus Data Owner),
+// and returns a warning with the command that mends it for each that would lose the promises of this project. Without
+// the right, and for an emulator, it sees nothing and returns nil. A queue that cannot be reached is for Ping to tell.
+func (s *Sender) Check(ctx context.Context, queue string) []string {
+	if s.endpoint.emulator {
+		return nil
+	}
+	ctx, done, err := s.begin(ctx, queue)
+	if err != nil {
+		return nil
+	}
+	defer done()
+	client, err := s.adminClient()
+	if err != nil {
+		return nil
+	}
+	inNamespace := "--resource-group <resource-group> --namespace-name " + s.endpoint.namespace()
+	where := fmt.Sprintf("queue %s of %s ", queue, s.endpoint.host)
+
+	q, err := client.GetQueue(ctx, queue, nil)
+	if err != nil {
+		return s.unchecked(where, err)
+	}
+	if q == nil {
+		return s.checkTopic(ctx, client, queue, inNamespace)
+	}
+	var warnings []string
+	warn := func(problem, mend string) {
+		warnings = append(warnings, where+problem+": "+mend)
+	}
+	if is(q.RequiresSession) {
+		warn("requires sessions, so that its batches would serve one user at a time", recreateQueue(inNamespace, queue))
+	}
+	if !is(q.RequiresDuplicateDetection) {
+		warn("has no duplicate detection, so that a repeated send delivers an event twice", recreateQueue(inNamespace, queue))
+	}
+	if q.LockDuration != nil && *q.LockDuration != "PT5M" {
+		warn("locks messages for "+*q.LockDuration+" instead of PT5M, and a batch gets no renewal",
+			fmt.Sprintf("az servicebus queue update %s --name %s --lock-duration PT5M", inNamespace, queue))
+	}
+	if q.Status != nil && *q.Status != admin.EntityStatusActive {
+		warn("is "+string(*q.Status), fmt.Sprintf("az servicebus queue update %s --name %s --status Active", inNamespace, queue))
+	}
+	return warnings
+}
+
+func (s *Sender) checkTopic(ctx context.Context, client *admin.Client, topic, inNamespace string) []string {
+	where := fmt.Sprintf("topic %s of %s ", topic, s.endpoint.host)
+	t, err := client.GetTopic(ctx, topic, nil)
+	switch {
+	case err != nil:
+		return s.unchecked(where, err)
+	case t == nil:
+		return []string{fmt.Sprintf("queue %s of %s does not exist: %s", topic, s.endpoint.host, createQueue(inNamespace, topic))}
+	case !is(t.RequiresDuplicateDetection):
+		return []string{where + fmt.Sprintf("has no duplicate detection, so that a repeated send delivers an event twice: "+
+			"az servicebus topic delete %s --name %s, then az servicebus topic create %s --name %s --enable-duplicate-detection true", inNamespace, topic, inNamespace, topic)}
+	}
+	return nil
+}
+
+// unchecked is nil for what is no news: a missing right, and a caller who gave up.
+func (s *Sender) unchecked(where string, err error) []string {
+	var response *azcore.ResponseError
+	if errors.As(err, &response) && response.StatusCode != http.StatusUnauthorized && response.StatusCode != http.StatusForbidden {
+		return []string{where + fmt.Sprintf("could not be checked: the management endpoint answered %d", response.StatusCode)}
+	}
+	return nil
+}
+
+func (s *Sender) adminClient() (*admin.Client, error) {
+	options := &admin.ClientOptions{ClientOptions: azcore.ClientOptions{
+		Transport: s.transport,
+		Retry:     policy.RetryOptions{MaxRetries: 1},
+	}}
+	if s.cfg.ConnectionString != "" {
+		return admin.NewClientFromConnectionString(s.cfg.ConnectionString, options)
+	}
+	inner, err := s.cfg.Credential()
+	if err != nil {
+		return nil, err
+	}
+	return admin.NewClient(s.endpoint.host, inner, options)
+}
+
+func is(b *bool) bool { return b != nil && *b }
