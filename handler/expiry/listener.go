@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,12 +38,22 @@ type Listener struct {
 	store      *redisstore.Store
 	relay      *Relay
 	log        *slog.Logger
-	partitions []int
 	bell       chan struct{}
+	rung       []atomic.Bool // by partition: an expired event of one of its leases came in
+	plan       []plan        // by partition; only the sweep uses it
+	looked     time.Time     // when the sweep last looked at every partition
 
 	mu      sync.Mutex
 	state   State
 	restart context.CancelFunc
+}
+
+// plan is what the sweep knows of a partition.
+type plan struct {
+	// next is when the partition's next deadline passes, by the clock of this process; zero for none known.
+	next time.Time
+	// outbox is how many entries its outbox had.
+	outbox int64
 }
 
 // State is what the listener did and how it is.
@@ -79,10 +90,8 @@ func (s State) Lag(now time.Time) time.Duration {
 
 // NewListener returns a Listener; Run starts it.
 func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
-	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1)}
-	for p := range s.Partitions() {
-		l.partitions = append(l.partitions, p)
-	}
+	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1),
+		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions())}
 	l.state.Notifications = redisstore.NotificationsUnknown
 	return l
 }
@@ -139,43 +148,72 @@ func (l *Listener) sweepLoop(ctx context.Context) {
 	}
 }
 
-// sweep claims everything that is due and returns how long to sleep.
+// sweep claims what is due and returns how long to sleep. It looks at the partitions whose next deadline has
+// passed or whose bell rang, and every tick at all of them.
 func (l *Listener) sweep(ctx context.Context) time.Duration {
-	wait := tick
-	partitions := l.partitions
-	var outbox int64
-	for first := true; len(partitions) > 0; first = false {
+	for partitions := l.toLookAt(time.Now()); len(partitions) > 0; {
 		due, err := l.claimDue(ctx, partitions)
 		if err != nil {
+			l.looked = time.Time{} // afterwards everything is looked at
 			if l.errorIsNew(err) && ctx.Err() == nil {
 				l.log.WarnContext(ctx, "the sweep could not read or claim; it tries again", "error", err)
 			}
 			return retryWait
 		}
-		partitions = nil
+		now := time.Now()
+		partitions = partitions[:0]
 		for _, d := range due {
+			l.plan[d.Partition] = plan{outbox: d.Outbox}
+			if !d.Next.IsZero() {
+				// A deadline has passed once Redis is a millisecond beyond it.
+				l.plan[d.Partition].next = now.Add(d.Next.Sub(d.Now) + time.Millisecond)
+			}
 			if d.Full() {
 				partitions = append(partitions, d.Partition)
-			}
-			if !d.Next.IsZero() {
-				wait = min(wait, max(d.Next.Sub(d.Now), 0)+time.Millisecond)
-			}
-			if first {
-				outbox += d.Outbox
 			}
 			if d.Outbox > 0 || len(d.Members) > 0 {
 				l.relay.ring(d.Partition)
 			}
 		}
 	}
+	return l.wellSwept(ctx)
+}
+
+// toLookAt returns the partitions that a sweep looks at now.
+func (l *Listener) toLookAt(now time.Time) []int {
+	all := now.Sub(l.looked) >= tick
+	if all {
+		l.looked = now
+	}
+	var partitions []int
+	for p := range l.plan {
+		next := l.plan[p].next
+		if rung := l.rung[p].Swap(false); all || rung || !next.IsZero() && !next.After(now) {
+			partitions = append(partitions, p)
+		}
+	}
+	return partitions
+}
+
+// wellSwept records a sweep that succeeded and returns how long to sleep.
+func (l *Listener) wellSwept(ctx context.Context) time.Duration {
+	now := time.Now()
+	wake := l.looked.Add(tick)
+	var outbox int64
+	for _, p := range l.plan {
+		outbox += p.outbox
+		if !p.next.IsZero() && p.next.Before(wake) {
+			wake = p.next
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.state.SweepError != "" {
-		l.log.InfoContext(ctx, "the sweep works again", "down_ms", time.Since(l.state.LastSweep).Milliseconds())
+		l.log.InfoContext(ctx, "the sweep works again", "down_ms", now.Sub(l.state.LastSweep).Milliseconds())
 	}
 	l.state.Sweeps++
-	l.state.LastSweep, l.state.Outbox, l.state.SweepError = time.Now(), outbox, ""
-	return wait
+	l.state.LastSweep, l.state.Outbox, l.state.SweepError = now, outbox, ""
+	return max(wake.Sub(now), 0)
 }
 
 // claimDue is one round: what is due in the partitions, up to a script's limit each, is claimed.
@@ -224,12 +262,7 @@ func (l *Listener) errorIsNew(err error) bool {
 // expired in between rang no bell.
 func (l *Listener) doorbellLoop(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := l.client.Expired(ctx, l.ring, func() {
-			l.mu.Lock()
-			l.state.Rings++
-			l.mu.Unlock()
-			l.ring()
-		})
+		err := l.client.Expired(ctx, l.ringAll, l.ring)
 		if ctx.Err() == nil {
 			l.log.DebugContext(ctx, "expired events: subscription lost; it is made again", "error", err)
 		}
@@ -237,7 +270,27 @@ func (l *Listener) doorbellLoop(ctx context.Context) {
 	}
 }
 
-func (l *Listener) ring() {
+// ring wakes the sweep for the partition of a key that expired. Keys that are no lease of ours ring nothing.
+func (l *Listener) ring(key string) {
+	p, ok := l.store.LeasePartition(key)
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	l.state.Rings++
+	l.mu.Unlock()
+	l.rung[p].Store(true)
+	l.wakeUp()
+}
+
+func (l *Listener) ringAll() {
+	for p := range l.rung {
+		l.rung[p].Store(true)
+	}
+	l.wakeUp()
+}
+
+func (l *Listener) wakeUp() {
 	select {
 	case l.bell <- struct{}{}:
 	default: // one ring waits already
@@ -290,7 +343,7 @@ func (l *Listener) measureOutbox(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	if oldest, err := l.relay.outbox.Lag(ctx, time.Now(), l.partitions); err == nil {
+	if oldest, err := l.relay.outbox.Lag(ctx, time.Now()); err == nil {
 		l.mu.Lock()
 		l.state.Oldest = oldest
 		l.mu.Unlock()

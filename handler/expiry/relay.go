@@ -65,6 +65,7 @@ type batch struct {
 	entries []redisstore.Entry
 	sent    bool
 	fresh   bool // entries of an earlier run of this relay were looked for
+	inherit bool // entries of dead relays are to be looked for
 }
 
 // NewRelay returns a Relay that sends to the queue or topic of the given name. A Listener runs it.
@@ -98,15 +99,18 @@ func (r *Relay) loop(ctx context.Context) {
 	takeOver := time.NewTicker(takeOverEvery)
 	defer takeOver.Stop()
 	for ctx.Err() == nil {
-		inherit := false
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.wake:
 		case <-takeOver.C:
-			inherit = true
+			// Each partition looks at its next ring: one whose outbox is empty has nothing to inherit.
+			for _, b := range r.batches {
+				b.inherit = true
+			}
+			continue
+		case <-r.wake:
 		}
-		err := r.relayWaiting(ctx, inherit)
+		err := r.relayWaiting(ctx)
 		r.note(ctx, err)
 		if err == nil {
 			backoff = retryWait
@@ -118,8 +122,8 @@ func (r *Relay) loop(ctx context.Context) {
 	}
 }
 
-// relayWaiting relays the waiting partitions, some at a time. With inherit it takes over first.
-func (r *Relay) relayWaiting(ctx context.Context, inherit bool) error {
+// relayWaiting relays the waiting partitions, some at a time.
+func (r *Relay) relayWaiting(ctx context.Context) error {
 	var g errgroup.Group // not bound to the first fault: a partition that fails must not stop the others
 	g.SetLimit(relayWorkers)
 	for p := range r.waiting {
@@ -127,7 +131,7 @@ func (r *Relay) relayWaiting(ctx context.Context, inherit bool) error {
 			continue
 		}
 		g.Go(func() error {
-			if err := r.drain(ctx, p, inherit); err != nil {
+			if err := r.drain(ctx, p); err != nil {
 				r.waiting[p].Store(true)
 				return fmt.Errorf("relay partition %d: %w", p, err)
 			}
@@ -139,11 +143,11 @@ func (r *Relay) relayWaiting(ctx context.Context, inherit bool) error {
 
 // drain relays one partition until its outbox has nothing new. A batch that failed is taken up where it
 // stopped: what was sent is not sent again.
-func (r *Relay) drain(ctx context.Context, p int, inherit bool) error {
+func (r *Relay) drain(ctx context.Context, p int) error {
 	b := r.batches[p]
 	for ctx.Err() == nil {
 		if len(b.entries) == 0 {
-			if err := r.read(ctx, p, inherit); err != nil {
+			if err := r.read(ctx, p); err != nil {
 				return err
 			}
 			if len(b.entries) == 0 {
@@ -159,7 +163,7 @@ func (r *Relay) drain(ctx context.Context, p int, inherit bool) error {
 
 // read fills the batch: entries that an earlier run of this relay left, then those that a dead relay left,
 // then new ones.
-func (r *Relay) read(ctx context.Context, p int, inherit bool) error {
+func (r *Relay) read(ctx context.Context, p int) error {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
 	b := r.batches[p]
@@ -171,10 +175,11 @@ func (r *Relay) read(ctx context.Context, p int, inherit bool) error {
 		}
 		b.fresh = true
 	}
-	if inherit {
+	if b.inherit {
 		if b.entries, err = r.outbox.TakeOver(ctx, p, takeOverIdle, relayBatch); err != nil || len(b.entries) > 0 {
 			return err
 		}
+		b.inherit = false
 	}
 	b.entries, err = r.outbox.Next(ctx, p, relayBatch)
 	return err

@@ -87,15 +87,40 @@ func (externalRedis) stop()            {}
 func (externalRedis) kill()            {}
 
 // miniRedis lives in the host, so that it survives the handler.
-type miniRedis struct{ *miniredis.Miniredis }
+type miniRedis struct {
+	*miniredis.Miniredis
+	ending chan struct{}
+	ended  chan struct{}
+}
+
+// miniTick is how often keys of the embedded Redis expire. Its own clock would sort all keys at every command,
+// which a thousand users are enough to feel.
+const miniTick = 100 * time.Millisecond
 
 func startMiniRedis() (redis, error) {
-	m := miniredis.NewMiniRedis()
-	m.ClockTTL(true)
+	m := miniRedis{miniredis.NewMiniRedis(), make(chan struct{}), make(chan struct{})}
 	if err := m.StartAddr("127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("start miniredis: %w", err)
 	}
-	return miniRedis{m}, nil
+	go m.expire()
+	return m, nil
+}
+
+// expire lets the keys' time pass until the embedded Redis stops.
+func (m miniRedis) expire() {
+	defer close(m.ended)
+	tick := time.NewTicker(miniTick)
+	defer tick.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-m.ending:
+			return
+		case now := <-tick.C:
+			m.FastForward(now.Sub(last))
+			last = now
+		}
+	}
 }
 
 func (m miniRedis) url() string { return "redis://" + m.Addr() }
@@ -103,7 +128,11 @@ func (m miniRedis) pid() int    { return 0 }
 func (m miniRedis) describe() string {
 	return m.url() + " (embedded miniredis: NOT persisted, sessions end with this host; with a redis-server on the PATH they are kept)"
 }
-func (m miniRedis) stop() { m.Close() }
+func (m miniRedis) stop() {
+	close(m.ending)
+	<-m.ended
+	m.Close()
+}
 func (m miniRedis) kill() {}
 
 // redisServer is a redis-server of our own. It is started again when it ends by itself.

@@ -119,9 +119,9 @@ func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error)
 	return NotificationsOn, nil
 }
 
-// Expired listens for expired events until ctx ends: ring is called for each, and subscribed each time that
-// the subscription stands (again). Events in between are lost, so a sweep must follow subscribed.
-func (c *Client) Expired(ctx context.Context, subscribed, ring func()) error {
+// Expired listens for expired events until ctx ends: ring is called with the key of each, and subscribed each
+// time that the subscription stands (again). Events in between are lost, so a sweep must follow subscribed.
+func (c *Client) Expired(ctx context.Context, subscribed func(), ring func(key string)) error {
 	client, err := c.get(ctx)
 	if err != nil {
 		return err
@@ -135,9 +135,7 @@ func (c *Client) Expired(ctx context.Context, subscribed, ring func()) error {
 		case *redis.Subscription:
 			subscribed()
 		case *redis.Message:
-			ring()
-		default:
-			_ = m
+			ring(m.Payload)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()

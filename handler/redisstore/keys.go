@@ -29,11 +29,19 @@ func (k keys) shared(p int) []string {
 	return []string{k.in(p, "meta"), k.in(p, "due"), k.outbox(p), k.in(p, "quarantine")}
 }
 
-func (k keys) outbox(p int) string           { return k.in(p, "outbox") }
+func (k keys) outbox(p int) string            { return k.in(p, "outbox") }
 func (k keys) user(p int, user string) string { return k.in(p, "u:"+user) }
 
 func (k keys) lease(p int, user, session string) string {
 	return k.in(p, "lease:"+member(user, session))
+}
+
+// leasePartition returns the partition of a lease key; false for any other key.
+func (k keys) leasePartition(key string) (int, bool) {
+	rest, ours := strings.CutPrefix(key, k.prefix+"{p")
+	number, name, cut := strings.Cut(rest, "}:")
+	p, err := strconv.Atoi(number)
+	return p, ours && cut && err == nil && strings.HasPrefix(name, "lease:") && p >= 0 && p < k.partitions
 }
 
 // partitionCount is where the number of partitions is recorded.

@@ -10,8 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// viewScript tells what the scripts read in user records. KEYS from 5: user records. It returns JSON.
-var viewScript = redis.NewScript(stateLua + `
+// viewLua tells what the scripts read in user records. KEYS from 5: user records. It returns JSON.
+var viewLua = stateLua + `
 local views = {}
 for i = 5, #KEYS do
   local u = load(KEYS[i])
@@ -20,7 +20,9 @@ for i = 5, #KEYS do
   if #u.ended == 0 then u.ended = nil end
   views[#views + 1] = cjson.encode(u)
 end
-return views`)
+return views`
+
+var viewScript = redis.NewScript(viewLua)
 
 // view is a user record as the scripts see it.
 type view struct {

@@ -201,16 +201,16 @@ func (n *numbers) time(s string) time.Time {
 	return time.UnixMilli(n.parse(s, 0)).UTC()
 }
 
-// Lag tells how old the oldest entry of the partitions' outboxes is, zero when all are empty.
-func (o *Outbox) Lag(ctx context.Context, now time.Time, partitions []int) (time.Duration, error) {
+// Lag tells how old the oldest entry of all partitions' outboxes is, zero when they are empty.
+func (o *Outbox) Lag(ctx context.Context, now time.Time) (time.Duration, error) {
 	client, err := o.store.client.get(ctx)
 	if err != nil {
 		return 0, err
 	}
 	pipe := client.Pipeline()
-	first := make([]*redis.XMessageSliceCmd, len(partitions))
-	for i, p := range partitions {
-		first[i] = pipe.XRangeN(ctx, o.store.keys.outbox(p), "-", "+", 1)
+	first := make([]*redis.XMessageSliceCmd, o.store.Partitions())
+	for p := range first {
+		first[p] = pipe.XRangeN(ctx, o.store.keys.outbox(p), "-", "+", 1)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
 		return 0, unavailable(fmt.Errorf("read the oldest entries: %w", err))

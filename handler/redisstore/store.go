@@ -60,6 +60,9 @@ func New(c *Client, cfg Config) *Store {
 // Partitions returns how many partitions the state has.
 func (s *Store) Partitions() int { return s.keys.partitions }
 
+// LeasePartition returns the partition of a lease key, and false for a key that is none of ours.
+func (s *Store) LeasePartition(key string) (int, bool) { return s.keys.leasePartition(key) }
+
 // call is one run of a script.
 type call struct {
 	script *redis.Script

@@ -168,14 +168,14 @@ func (r *result) collect(ctx context.Context, h *host) error {
 	for {
 		r.events = map[string][]event{}
 		var mu sync.Mutex
-		g, ctx := errgroup.WithContext(ctx)
+		g, reads := errgroup.WithContext(ctx)
 		g.SetLimit(16)
 		for _, user := range r.users {
 			g.Go(func() error {
 				var page struct {
 					Events []event `json:"events"`
 				}
-				if _, err := h.retry(ctx, "GET", "/api/users/"+user+"/events?limit=100", nil, &page); err != nil {
+				if _, err := h.retry(reads, "GET", "/api/users/"+user+"/events?limit=100", nil, &page); err != nil {
 					return fmt.Errorf("read the events of %s: %w", user, err)
 				}
 				mu.Lock()

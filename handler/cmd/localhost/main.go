@@ -20,10 +20,9 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "localhost:", err)
-		}
+	err := run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "localhost:", err)
 		os.Exit(1)
 	}
 }
