@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -159,6 +158,8 @@ func (l *lines) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+func (l *lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
 func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -236,7 +237,7 @@ func launch(t *testing.T, app testApp) *running {
 	}
 	o.Environ = append([]string{scriptURL + "=" + script.URL, "PATH=" + os.Getenv("PATH")}, app.environ...)
 	o.Stdout, o.HandlerStdout, o.HandlerStderr = r.stdout, r.stdout, r.stdout
-	o.Log = slog.New(slog.NewTextHandler(r.log, nil))
+	o.Log = r.log.logger()
 	o.OnReady = func(s Status) { r.ready <- s }
 	r.Host = New(o)
 	var ctx context.Context
@@ -286,13 +287,8 @@ func (r *running) end(t *testing.T) error {
 // result waits until Run has returned.
 func (r *running) result(t *testing.T) error {
 	t.Helper()
-	return receive(t, r.ended, func() error { return r.err })
-}
-
-func receive[T, R any](t *testing.T, c <-chan T, then func() R) R {
-	t.Helper()
-	next(t, c)
-	return then()
+	next(t, r.ended)
+	return r.err
 }
 
 // next returns what comes out of c.
@@ -307,7 +303,7 @@ func next[T any](t *testing.T, c <-chan T) T {
 	panic("unreachable")
 }
 
-// request sends a request whose target goes out as it is written, and returns status and body.
+// request sends a request and returns the answer and its body.
 func request(t *testing.T, method, base, target string, header http.Header, body io.Reader) (*http.Response, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, base+target, body)
@@ -316,6 +312,9 @@ func request(t *testing.T, method, base, target string, header http.Header, body
 	}
 	for name, values := range header {
 		req.Header[name] = values
+	}
+	if header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "") // not that of Go
 	}
 	if host := header.Get("Host"); host != "" {
 		req.Host = host
@@ -341,15 +340,6 @@ func readTestdata(t *testing.T, name string, v any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	var keys []string
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func busyPort(t *testing.T) int {

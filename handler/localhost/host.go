@@ -107,6 +107,11 @@ func New(o Options) *Host { return &Host{options: o, log: o.Log} }
 // the data folder or the port is in use, or the handler crashed too often. When it returns, all child
 // processes have ended.
 func (h *Host) Run(ctx context.Context) (err error) {
+	defer func() {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = nil // it was stopped while it started
+		}
+	}()
 	if h.app, err = loadPackage(h.options.PackageDir, h.options.Environ); err != nil {
 		return err
 	}
