@@ -58,7 +58,7 @@ type app struct {
 // build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once.
 func build(cfg config.Config, log *slog.Logger) *app {
 	a := &app{cfg: cfg, log: log}
-	a.redis = redisstore.NewClient(string(cfg.RedisURL), cfg.App+"/"+cfg.Instance)
+	a.redis = redisstore.NewClient(redisstore.Endpoint{URL: string(cfg.RedisURL)}, cfg.App+"/"+cfg.Instance, nil)
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
 	a.records = sqlitestore.New(filepath.Join(cfg.DataDir, "events.db"))
 	a.sender = newSender(cfg)
@@ -97,6 +97,17 @@ var errNoQueue = &presence.Error{Kind: presence.Unavailable, Message: "no queue 
 
 func (noSender) Send(context.Context, string, []queue.Message) error { return errNoQueue }
 func (noSender) Ping(context.Context, string) error                  { return errNoQueue }
+
+// subscribe keeps the one subscription of this process.
+func (a *app) subscribe(ctx context.Context) {
+	var s redisstore.Subscriber
+	if a.cfg.Listener {
+		s.Subscribed, s.Expired = a.listener.RingAll, a.listener.Ring
+	}
+	a.redis.Subscribe(ctx, s, func(err error) {
+		a.log.DebugContext(ctx, "the Redis subscription was lost; it is made again", "error", err)
+	})
+}
 
 // closeTimeout bounds the end of a handler that is asked to end.
 const closeTimeout = 5 * time.Second
@@ -142,6 +153,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 		})
 		return nil
 	})
+	g.Go(func() error {
+		a.subscribe(ctx)
+		return nil
+	})
 	if cfg.Listener {
 		g.Go(func() error {
 			a.listener.Run(ctx)
@@ -150,5 +165,6 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	}
 	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
 	err = g.Wait()
+	a.store.Close()
 	return errors.Join(err, a.redis.Close(), a.records.Close())
 }

@@ -105,7 +105,7 @@ func (l *Listener) Run(ctx context.Context) {
 		l.mu.Unlock()
 		g, run := errgroup.WithContext(run)
 		for name, loop := range map[string]func(context.Context){
-			"sweep": l.sweepLoop, "relay": l.relay.loop, "doorbell": l.doorbellLoop, "settings": l.settingsLoop,
+			"sweep": l.sweepLoop, "relay": l.relay.loop, "settings": l.settingsLoop,
 		} {
 			g.Go(func() error {
 				l.guard(run, name, loop)
@@ -258,20 +258,8 @@ func (l *Listener) errorIsNew(err error) bool {
 	return isNew
 }
 
-// doorbellLoop keeps the subscription to expired events. A sweep follows each (re)subscription, because what
-// expired in between rang no bell.
-func (l *Listener) doorbellLoop(ctx context.Context) {
-	for ctx.Err() == nil {
-		err := l.client.Expired(ctx, l.ringAll, l.ring)
-		if ctx.Err() == nil {
-			l.log.DebugContext(ctx, "expired events: subscription lost; it is made again", "error", err)
-		}
-		sleep(ctx, retryWait)
-	}
-}
-
-// ring wakes the sweep for the partition of a key that expired. Keys that are no lease of ours ring nothing.
-func (l *Listener) ring(key string) {
+// Ring wakes the sweep for the partition of a key that expired. Keys that are no lease of ours ring nothing.
+func (l *Listener) Ring(key string) {
 	p, ok := l.store.LeasePartition(key)
 	if !ok {
 		return
@@ -283,7 +271,9 @@ func (l *Listener) ring(key string) {
 	l.wakeUp()
 }
 
-func (l *Listener) ringAll() {
+// RingAll wakes the sweep for every partition. Call it whenever the subscription to expired events stands
+// (again): what expired before rang no bell.
+func (l *Listener) RingAll() {
 	for p := range l.rung {
 		l.rung[p].Store(true)
 	}

@@ -26,6 +26,8 @@ const (
 	Leaving      LeaveOutcome = "leaving"
 	LeaveStale   LeaveOutcome = "stale"
 	LeaveUnknown LeaveOutcome = "unknown"
+	// LeaveDeferred is kept in memory, to be applied once the state can be reached again.
+	LeaveDeferred LeaveOutcome = "deferred"
 )
 
 func (l Leave) check() []FieldError {

@@ -69,6 +69,9 @@ type User struct {
 	LastSeen time.Time
 	Sessions []Session
 	Groups   []string
+	// Stale says that the live state could not be reached: this is what the durable users store last knew, and it
+	// has no sessions, because their deadlines are known to the live state alone.
+	Stale bool
 }
 
 // Unknown returns what is answered for a user of whom nothing is known: offline, never seen.

@@ -20,8 +20,9 @@ func (t *Tracker) User(ctx context.Context, id string) (User, error) {
 }
 
 // Users returns what is known of up to MaxBatch users, in the order asked. The live state answers first; a
-// user that it has forgotten (RecordMemory after going offline) is looked up in the durable store.
-// It returns an *Error: Invalid, or Unavailable when the state cannot be reached.
+// user that it has forgotten (RecordMemory after going offline) is looked up in the durable store. While the live
+// state is Unavailable the durable store answers for all, and every answer is marked Stale.
+// It returns an *Error: Invalid, or Unavailable when neither can be reached.
 func (t *Tracker) Users(ctx context.Context, ids []string) ([]User, error) {
 	var c checks
 	for i, id := range ids {
@@ -32,8 +33,23 @@ func (t *Tracker) Users(ctx context.Context, ids []string) ([]User, error) {
 	}
 	live, err := t.store.Users(ctx, ids)
 	if err != nil {
-		return nil, fmt.Errorf("read %d users: %w", len(ids), err)
+		err = fmt.Errorf("read %d users: %w", len(ids), err)
+		if KindOf(err) != Unavailable {
+			return nil, err
+		}
+		users, archiveErr := t.archived(ctx, make([]*User, len(ids)), ids, true)
+		if archiveErr != nil {
+			// The caller is told about the live state: it says when to try again.
+			return nil, fmt.Errorf("%w; and in its place: %w", err, archiveErr)
+		}
+		return users, nil
 	}
+	return t.archived(ctx, live, ids, false)
+}
+
+// archived returns the users that the live state knows, and what the durable store has of the others. The live
+// state alone says who is online: what it does not know is not, unless it could not be asked (stale).
+func (t *Tracker) archived(ctx context.Context, live []*User, ids []string, stale bool) ([]User, error) {
 	users := make([]User, len(ids))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(archiveReads)
@@ -50,8 +66,10 @@ func (t *Tracker) Users(ctx context.Context, ids []string) ([]User, error) {
 			if !known {
 				u = Unknown(ids[i])
 			}
-			// The live state alone says who is online: what it does not know is not.
-			u.Status, u.Sessions = Offline, nil
+			u.Sessions, u.Stale = nil, stale
+			if !stale {
+				u.Status = Offline
+			}
 			users[i] = u
 			return nil
 		})

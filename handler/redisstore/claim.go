@@ -94,11 +94,11 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 		return claims, err
 	}
 	for _, c := range calls {
-		reply, err := c.cmd.Slice()
+		replies, err := c.replies((len(c.keys) - 4) / 2)
 		if err != nil {
 			return claims, fmt.Errorf("read the claims: %w", err)
 		}
-		for _, r := range reply[1:] {
+		for _, r := range replies {
 			switch late, _ := r.(int64); {
 			case late == -1:
 				claims.Lost++
@@ -110,4 +110,15 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 		}
 	}
 	return claims, nil
+}
+
+func stringsOf(replies []any) ([]string, bool) {
+	out := make([]string, len(replies))
+	for i, v := range replies {
+		var ok bool
+		if out[i], ok = v.(string); !ok {
+			return nil, false
+		}
+	}
+	return out, true
 }

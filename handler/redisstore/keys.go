@@ -25,8 +25,8 @@ func (k keys) in(partition int, name string) string {
 }
 
 // shared are KEYS 1 to 4 of every script.
-func (k keys) shared(p int) []string {
-	return []string{k.in(p, "meta"), k.in(p, "due"), k.outbox(p), k.in(p, "quarantine")}
+func (k keys) shared(p int) [4]any {
+	return [4]any{k.in(p, "meta"), k.in(p, "due"), k.outbox(p), k.in(p, "quarantine")}
 }
 
 func (k keys) outbox(p int) string            { return k.in(p, "outbox") }

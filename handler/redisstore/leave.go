@@ -7,16 +7,31 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// Leaves applies leaves in order, as Heartbeats does beats. See lua/leave.lua.
+// Leaves applies leaves in order: one script call for those of a partition, up to maxItems each, all in one
+// round trip. See lua/leave.lua.
 func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence.LeaveOutcome, error) {
-	chunks := s.byPartition(len(leaves), func(i int) string { return leaves[i].User })
+	type item struct {
+		at                int // position among the leaves
+		partition         int
+		userKey, leaseKey string
+		age               int64
+		seq               string
+	}
+	items := make([]*item, len(leaves))
+	for i := range leaves {
+		l := &leaves[i]
+		p := s.keys.partition(l.User)
+		items[i] = &item{at: i, partition: p, userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
+			age: s.age(l.At), seq: seqArg(l.Seq)}
+	}
+	chunks := chunksOf(items, func(it *item) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newCall(leaveScript, ch.partition, len(ch.items), 5)
-		for _, i := range ch.items {
-			l := &leaves[i]
-			c.keys = append(c.keys, s.keys.user(ch.partition, l.User), s.keys.lease(ch.partition, l.User, l.Session))
-			c.args = append(c.args, l.User, l.Session, ageMillis(l.At), seqArg(l.Seq), l.Traceparent)
+		for _, it := range ch.items {
+			l := &leaves[it.at]
+			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
+			c.args = append(c.args, &l.User, &l.Session, &it.age, &it.seq, &l.Traceparent)
 		}
 		calls[n] = c
 	}
@@ -25,12 +40,13 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 	}
 	outcomes := make([]presence.LeaveOutcome, len(leaves))
 	for n, ch := range chunks {
-		replies, err := calls[n].cmd.StringSlice()
-		if err != nil || len(replies) != len(ch.items) {
-			return nil, fmt.Errorf("read the reply to %d leaves: %d answers, %w", len(ch.items), len(replies), err)
+		replies, err := calls[n].replies(len(ch.items))
+		if err != nil {
+			return nil, fmt.Errorf("read the reply to %d leaves: %w", len(ch.items), err)
 		}
-		for k, i := range ch.items {
-			outcomes[i] = presence.LeaveOutcome(replies[k])
+		for k, it := range ch.items {
+			outcome, _ := replies[k].(string)
+			outcomes[it.at] = presence.LeaveOutcome(outcome)
 		}
 	}
 	return outcomes, nil

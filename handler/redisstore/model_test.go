@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,18 +43,22 @@ func TestModel(t *testing.T) {
 	}
 	lengths := []int{}
 	for left, rng := *modelSteps, rand.New(rand.NewPCG(seed, 0)); left > 0; {
-		n := min(left, 100+rng.IntN(900))
-		lengths, left = append(lengths, n), left-n
+		n := 100 + rng.IntN(900)
+		if isCrowd(len(lengths)) { // each step takes longer
+			n /= 3
+		}
+		lengths, left = append(lengths, min(n, left)), left-n
 	}
 	began := time.Now()
+	shared := &modelShared{ids: map[string]bool{}}
 	tallies := make([]tally, modelWorkers)
 	t.Run("scenarios", func(t *testing.T) {
 		for w := range tallies {
 			tallies[w] = tally{}
 			t.Run(strconv.Itoa(w), func(t *testing.T) {
 				t.Parallel()
-				b := newModelBench(t, tallies[w])
-				for i := w; i < len(lengths); i += modelWorkers {
+				b := newModelBench(t, shared, tallies[w])
+				for i := shared.take(); i < len(lengths); i = shared.take() {
 					if *modelScenario >= 0 && i != *modelScenario {
 						continue
 					}
@@ -76,7 +82,7 @@ func TestModel(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(sum)) {
 		t.Logf("%10d %s", sum[what], what)
 	}
-	if *modelScenario >= 0 || *modelSteps < 20_000 {
+	if t.Failed() || *modelScenario >= 0 || *modelSteps < 20_000 {
 		return
 	}
 	for _, what := range modelMust {
@@ -92,7 +98,7 @@ var modelMust = []string{
 	"beat cancels a leave", "beat of a forgotten user", "heartbeats in bulk",
 	"leave left", "leave leaving", "leave stale", "leave unknown", "leave with seq", "leave with age", "leaves in bulk",
 	"look", "claim won", "claim lost", "reply lost", "script flush", "floor raised",
-	"refused heartbeats", "refused leaves", "refused claim",
+	"refused heartbeats", "refused leaves", "refused claim", "refused whole",
 	"time moved", "silence of more than a day", "silence of more than 70 minutes", "record forgotten",
 	"relay next", "relay own", "relay takes over", "relay acknowledges", "whole state compared",
 	"event user.online beat", "event session.started beat", "event session.ended expired", "event session.ended left",
@@ -102,53 +108,76 @@ var modelMust = []string{
 // tally counts what was done.
 type tally map[string]int
 
+// modelShared is what the workers share.
+type modelShared struct {
+	next atomic.Int64 // the next scenario
+	mu   sync.Mutex
+	ids  map[string]bool // the ids of all events of all scenarios
+}
+
+func (m *modelShared) take() int { return int(m.next.Add(1)) - 1 }
+
+// use notes an event's id, and reports whether it is new.
+func (m *modelShared) use(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known := m.ids[id]
+	m.ids[id] = true
+	return !known
+}
+
 // modelBench is one worker's Redis.
 type modelBench struct {
 	t      *testing.T
+	shared *modelShared
 	tally  tally
 	rig    *rig
 	client *Client
 	raw    *redis.Client
-	ids    map[string]bool // the ids of all events of all scenarios
 }
 
-func newModelBench(t *testing.T, sum tally) *modelBench {
+func newModelBench(t *testing.T, shared *modelShared, sum tally) *modelBench {
 	t.Helper()
 	server := testkit.Start(t)
-	b := &modelBench{t: t, tally: sum, rig: &rig{}, client: NewClient(server.URL(), "model"),
-		raw: redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1}), ids: map[string]bool{}}
+	b := &modelBench{t: t, shared: shared, tally: sum, rig: &rig{}, client: NewClient(Endpoint{URL: server.URL()}, "model", nil),
+		raw: redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1})}
 	t.Cleanup(func() {
 		_ = b.client.Close()
 		_ = b.raw.Close()
 	})
-	hooked, err := b.client.get(t.Context())
+	hooked, err := b.client.connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	hooked.AddHook(b.rig)
+	hooked.(*live).AddHook(b.rig)
 	return b
 }
+
+// isCrowd reports whether a scenario has more sessions than a user may have, and than one sweep takes.
+func isCrowd(number int) bool { return number%12 == 5 }
 
 // scenario is a few users, two sweepers and two relays that do random things.
 type scenario struct {
 	*modelBench
-	ctx     context.Context
-	rng     *rand.Rand
-	m       *model
-	now     int64 // the time of Redis, in ms
-	ledger  *ledger
-	store   *Store
-	users   []string
-	names   []string
-	bulk    int  // how many items a bulk has at most
-	leases  bool // lease keys are kept
-	enact   bool // Redis deletes keys when their time is over
-	looks   [2][]Due
-	relays  [2]*Outbox
-	held    [2][]Entry // what a relay read and has not acknowledged
-	began   time.Time
-	left    int // steps to do
-	history []done
+	ctx    context.Context
+	rng    *rand.Rand
+	m      *model
+	now    int64 // the time of Redis, in ms
+	ledger *ledger
+	store  *Store
+	users  []string
+	names  []string
+	bulk   int  // how many items a bulk has at most
+	leases bool // lease keys are kept
+	enact  bool // Redis deletes keys when their time is over
+	looks  [2][]Due
+	relays [2]*Outbox
+	held   [2][]Entry // what a relay read and has not acknowledged
+	began  time.Time
+	// compared are the texts of outbox entries that were found right, by their number.
+	compared map[int64]string
+	left     int // steps to do
+	history  []done
 }
 
 // done is a step for the report of a failure.
@@ -164,19 +193,21 @@ type mismatch string
 // run runs one scenario and returns what was wrong, "" when nothing was.
 func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 	rng := rand.New(rand.NewPCG(seed, uint64(number)+1))
-	s := &scenario{modelBench: b, ctx: b.t.Context(), rng: rng, m: newModel(), ledger: newLedger(), began: time.Now(), left: steps,
+	s := &scenario{modelBench: b, ctx: b.t.Context(), rng: rng, m: newModel(), ledger: newLedger(), began: time.Now(), left: steps, compared: map[int64]string{},
 		leases: rng.IntN(8) > 0, enact: rng.IntN(4) > 0, bulk: 2 + rng.IntN(8)}
 	s.store = New(b.client, Config{Prefix: fmt.Sprintf("m%d:", number), Partitions: 1, LeaseKeys: s.leases})
+	s.store.age = func(at time.Time) int64 { return still.Sub(at).Milliseconds() }
 	s.m.life = s.store.args[0].(string)
-	for i := range 1 + rng.IntN(5) {
-		s.users = append(s.users, fmt.Sprintf("%d|user@%d.%s", number, i, strings.Repeat("u", rng.IntN(4))))
-	}
+	users := 1 + rng.IntN(5)
 	s.names = []string{presence.DefaultSession, "a", "tab:~1=+-|@._", "z"}[:1+rng.IntN(4)]
-	if rng.IntN(12) == 0 { // a crowd of sessions
+	if isCrowd(number) {
+		users, s.bulk = 8, 50
 		for i := range 40 {
 			s.names = append(s.names, "s"+strconv.Itoa(i))
 		}
-		s.bulk = 50
+	}
+	for i := range users {
+		s.users = append(s.users, fmt.Sprintf("%d|user@%d.%s", number, i, strings.Repeat("u", rng.IntN(4))))
 	}
 	for i := range s.relays {
 		s.relays[i] = s.store.Outbox("relay" + strconv.Itoa(i))
@@ -195,12 +226,30 @@ func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 			wrong = string(text) + "\n" + s.report()
 		}
 	}()
+	if isCrowd(number) {
+		s.fill()
+	}
 	for s.left > 0 {
 		s.act()
 	}
 	s.finish()
 	s.must("flush", b.raw.FlushDB(s.ctx).Err())
 	return ""
+}
+
+// fill starts all the sessions that there can be; in half of the scenarios all of them become due at once.
+func (s *scenario) fill() {
+	for _, user := range s.users {
+		b := batch[presence.Beat]{Ages: make([]int64, len(s.names))}
+		for _, name := range s.names {
+			b.Items = append(b.Items, presence.Beat{User: user, Session: name, TTL: seconds(45)})
+		}
+		s.heartbeats(b)
+	}
+	if s.rng.IntN(2) == 0 {
+		s.moveTo(s.now + 60_000)
+		s.look(0)
+	}
 }
 
 // acts are the things that a scenario does, with their weights.
@@ -280,22 +329,24 @@ type batch[T any] struct {
 	Ages  []int64
 }
 
+// still is when every item of a model test is sent: the time between making and sending it is no part of a scenario.
+var still = time.UnixMilli(1_700_000_000_000)
+
 // aged gives each item the time that makes it as old as it should be.
 func (b batch[T]) aged(at func(*T) *time.Time) []T {
 	items := slices.Clone(b.Items)
 	for i := range items {
-		*at(&items[i]) = time.Now().Add(-time.Duration(b.Ages[i]) * time.Millisecond)
+		*at(&items[i]) = still.Add(-time.Duration(b.Ages[i]) * time.Millisecond)
 	}
 	return items
 }
 
 func (s *scenario) sendBeats(b batch[presence.Beat]) ([]presence.BeatOutcome, error) {
-	s.rig.ages = b.Ages
+	s.rig.full = slices.ContainsFunc(b.Items, func(b presence.Beat) bool { return b.Groups != nil || b.Meta != nil })
 	return s.store.Heartbeats(s.ctx, b.aged(func(b *presence.Beat) *time.Time { return &b.At }))
 }
 
 func (s *scenario) sendLeaves(b batch[presence.Leave]) ([]presence.LeaveOutcome, error) {
-	s.rig.ages = b.Ages
 	return s.store.Leaves(s.ctx, b.aged(func(l *presence.Leave) *time.Time { return &l.At }))
 }
 
@@ -386,6 +437,7 @@ func (s *scenario) refused() {
 		b := s.someBeats(s.bulk)
 		s.rig.refuse = refuse
 		got, err := s.sendBeats(b)
+		s.rig.refuse = ""
 		s.step("refused heartbeats", b, got)
 		// Stale beats, too, write the pulse.
 		refuse := func(o []presence.BeatOutcome) refusal {
@@ -401,6 +453,7 @@ func (s *scenario) refused() {
 		b := s.someLeaves(s.bulk)
 		s.rig.refuse = refuse
 		got, err := s.sendLeaves(b)
+		s.rig.refuse = ""
 		s.step("refused leaves", b, got)
 		refuse := func(o []presence.LeaveOutcome) refusal {
 			if slices.ContainsFunc(o, func(o presence.LeaveOutcome) bool { return o != presence.LeaveStale }) {
@@ -417,6 +470,7 @@ func (s *scenario) refused() {
 		}
 		s.rig.refuse = refuse
 		got, err := s.store.Claim(s.ctx, due)
+		s.rig.refuse = ""
 		s.step("refused claim", due, got)
 		refuse := func(c Claims) refusal {
 			if len(c.Late) > 0 {
@@ -449,6 +503,7 @@ func settleRefused[T any](s *scenario, got T, err error, refused func(T) refusal
 	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "OOM") && !strings.Contains(err.Error(), "NOREPLICAS") {
 		s.must("a refused call", err)
 	}
+	s.tally["refused whole"]++
 	if want := apply(s.m.clone(), s.now); refused(want) == never {
 		s.wrongf("a call that had nothing to write was refused: %v", err)
 	}
@@ -464,8 +519,11 @@ func (s *scenario) lost() {
 		b := s.someBeats(s.bulk)
 		_, err := s.sendBeats(b)
 		s.settleLost("heartbeats without a reply", b, err, func(m *model, now int64) { m.beats(now, b) })
-		if s.rng.IntN(2) == 0 {
+		if sent := s.now; s.rng.IntN(2) == 0 {
 			s.pass()
+			for i := range b.Ages {
+				b.Ages[i] += s.now - sent
+			}
 		}
 		s.heartbeats(b)
 	case 1:
@@ -622,11 +680,10 @@ func (s *scenario) next(r, limit int) int {
 		if err := s.ledger.take(e); err != nil {
 			s.wrongf("%v", err)
 		}
-		if s.ids[e.Event.ID] {
+		if !s.shared.use(e.Event.ID) {
 			s.tally["ids on two events"]++
 			s.wrongf("id %s was on an event of another scenario", e.Event.ID)
 		}
-		s.ids[e.Event.ID] = true
 		s.tally["events"]++
 		s.tally["event "+string(e.Event.Type)+" "+string(e.Event.Reason)]++
 	}
@@ -684,10 +741,10 @@ func (s *scenario) difference() string {
 	k := s.store.keys
 	shared := k.shared(0)
 	pipe := s.raw.Pipeline()
-	index := pipe.ZRangeWithScores(s.ctx, shared[1], 0, -1)
-	events := pipe.HGet(s.ctx, shared[0], "n")
-	outbox := pipe.XRange(s.ctx, shared[2], "-", "+")
-	notes := pipe.XLen(s.ctx, shared[3])
+	index := pipe.ZRangeWithScores(s.ctx, shared[1].(string), 0, -1)
+	events := pipe.HGet(s.ctx, shared[0].(string), "n")
+	outbox := pipe.XRange(s.ctx, shared[2].(string), "-", "+")
+	notes := pipe.XLen(s.ctx, shared[3].(string))
 	records := make([]*redis.DurationCmd, len(s.users))
 	leases := make([][]*redis.DurationCmd, len(s.users))
 	for i, id := range s.users {
@@ -719,20 +776,23 @@ func (s *scenario) difference() string {
 	if notes.Val() != 0 {
 		return fmt.Sprintf("%d notes in quarantine", notes.Val())
 	}
-	entries := []Entry{}
-	for _, msg := range outbox.Val() {
-		e, err := unpack(msg.Values["e"].(string))
-		if err != nil {
-			return fmt.Sprintf("outbox entry %v: %v", msg.Values, err)
+	if n := len(outbox.Val()); n != len(m.outbox) {
+		return fmt.Sprintf("%d entries in the outbox, want %d", n, len(m.outbox))
+	}
+	for i, msg := range outbox.Val() {
+		want := m.outbox[i].Entry
+		packed := msg.Values["e"].(string)
+		if s.compared[want.N] == packed {
+			continue
 		}
-		entries = append(entries, e)
-	}
-	want := []Entry{}
-	for _, e := range m.outbox {
-		want = append(want, e.Entry)
-	}
-	if diff := diffEntries(want, entries); diff != "" {
-		return "outbox (-want +got):\n" + diff
+		got, err := unpack(packed)
+		if err != nil {
+			return fmt.Sprintf("outbox entry %q: %v", packed, err)
+		}
+		if diff := diffEntries([]Entry{want}, []Entry{got}); diff != "" {
+			return "outbox (-want +got):\n" + diff
+		}
+		s.compared[want.N] = packed
 	}
 	elapsed := time.Since(s.began)
 	for i, id := range s.users {

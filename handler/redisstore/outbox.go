@@ -47,7 +47,7 @@ func (o *Outbox) Next(ctx context.Context, partition, limit int) ([]Entry, error
 }
 
 func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Entry, error) {
-	client, err := o.store.client.get(ctx)
+	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Ent
 
 // TakeOver takes entries that another relay has not acknowledged for at least idle: it is gone, or stuck.
 func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, limit int) ([]Entry, error) {
-	client, err := o.store.client.get(ctx)
+	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (o *Outbox) Acknowledge(ctx context.Context, partition int, entries []Entry
 }
 
 func (o *Outbox) remove(ctx context.Context, p int, ids []string) error {
-	client, err := o.store.client.get(ctx)
+	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (o *Outbox) entries(ctx context.Context, p int, messages []redis.XMessage) 
 }
 
 func (o *Outbox) quarantine(ctx context.Context, p int, m redis.XMessage, cause error) error {
-	client, err := o.store.client.get(ctx)
+	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (n *numbers) time(s string) time.Time {
 
 // Lag tells how old the oldest entry of all partitions' outboxes is, zero when they are empty.
 func (o *Outbox) Lag(ctx context.Context, now time.Time) (time.Duration, error) {
-	client, err := o.store.client.get(ctx)
+	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return 0, err
 	}

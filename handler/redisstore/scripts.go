@@ -9,6 +9,12 @@ import (
 //go:embed lua/state.lua
 var stateLua string
 
+//go:embed lua/clock.lua
+var clockLua string
+
+//go:embed lua/renew.lua
+var renewLua string
+
 //go:embed lua/heartbeat.lua
 var heartbeatLua string
 
@@ -21,12 +27,13 @@ var dueLua string
 //go:embed lua/claim.lua
 var claimLua string
 
-// One script for each transition; lua/state.lua is put in front of each.
+// One script for each transition, and one for the usual heartbeat.
 var (
-	heartbeatScript = redis.NewScript(stateLua + heartbeatLua)
-	leaveScript     = redis.NewScript(stateLua + leaveLua)
-	dueScript       = redis.NewScript(stateLua + dueLua)
-	claimScript     = redis.NewScript(stateLua + claimLua)
+	renewScript     = redis.NewScript(clockLua + renewLua)
+	heartbeatScript = redis.NewScript(clockLua + stateLua + heartbeatLua)
+	leaveScript     = redis.NewScript(clockLua + stateLua + leaveLua)
+	dueScript       = redis.NewScript(clockLua + dueLua)
+	claimScript     = redis.NewScript(clockLua + stateLua + claimLua)
 )
 
 // maxItems is how many beats, leaves or claims one script call takes, so that none blocks Redis for 10 ms

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,9 +35,15 @@ type Config struct {
 type Store struct {
 	client *Client
 	keys   keys
-	// args are ARGV 1 and 2 of every script.
-	args    [2]any
-	checked atomic.Bool // the recorded number of partitions was compared with ours
+	// shared are KEYS 1 to 4 of each partition's scripts, and args ARGV 1 and 2 of every script.
+	shared [][4]any
+	args   [2]any
+	// age is how long ago an item came in, in whole ms.
+	age     func(time.Time) int64
+	beats   *lane[*beatItem]
+	reads   *lane[*readItem]
+	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
+	checked atomic.Bool   // the recorded number of partitions was compared with ours
 }
 
 // New returns a Store on the shared client.
@@ -50,11 +55,26 @@ func New(c *Client, cfg Config) *Store {
 	if cfg.LeaseKeys {
 		leases = "1"
 	}
-	return &Store{
+	s := &Store{
 		client: c,
 		keys:   keys{prefix: cfg.Prefix, partitions: cfg.Partitions},
 		args:   [2]any{rand.Text()[:10], leases},
+		age:    ageMillis,
+		bulks:  make(chan struct{}, 1),
 	}
+	for p := range cfg.Partitions {
+		s.shared = append(s.shared, s.keys.shared(p))
+	}
+	s.beats, s.reads = newLane(s.flushBeats), newLane(s.flushReads)
+	return s
+}
+
+// Close ends the goroutines that gather requests. Requests still under way end by their own deadlines.
+func (s *Store) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	s.beats.stop(ctx)
+	s.reads.stop(ctx)
 }
 
 // Partitions returns how many partitions the state has.
@@ -63,39 +83,59 @@ func (s *Store) Partitions() int { return s.keys.partitions }
 // LeasePartition returns the partition of a lease key, and false for a key that is none of ours.
 func (s *Store) LeasePartition(key string) (int, bool) { return s.keys.leasePartition(key) }
 
-// call is one run of a script.
+// call is one run of a script. Keys and args may be pointers: go-redis writes what they point to.
 type call struct {
-	script *redis.Script
-	keys   []string
-	args   []any
-	cmd    *redis.Cmd
+	script     *redis.Script
+	keys, args []any
+	cmd        *redis.Cmd
 }
 
-// newCall begins a call of a script on partition p, with room for the keys and args of items items.
+// newCall begins a call of a script on partition p, with room for items of two keys and argsPerItem args each.
 func (s *Store) newCall(script *redis.Script, p, items, argsPerItem int) *call {
-	keys := make([]string, 0, 4+2*items)
-	args := make([]any, 0, 2+argsPerItem*items)
-	return &call{script: script, keys: append(keys, s.keys.shared(p)...), args: append(args, s.args[:]...)}
+	c := &call{script: script, keys: make([]any, 0, 4+2*items), args: make([]any, 0, 2+argsPerItem*items)}
+	c.keys, c.args = append(c.keys, s.shared[p][:]...), append(c.args, s.args[:]...)
+	return c
+}
+
+// command makes the EVALSHA of the call.
+func (c *call) command(ctx context.Context) *redis.Cmd {
+	args := make([]any, 0, 3+len(c.keys)+len(c.args))
+	args = append(args, "evalsha", c.script.Hash(), len(c.keys))
+	args = append(args, c.keys...)
+	c.cmd = redis.NewCmd(ctx, append(args, c.args...)...)
+	return c.cmd
+}
+
+// replies returns the script's answers, one for each of n items.
+func (c *call) replies(n int) ([]any, error) {
+	replies, err := c.cmd.Slice()
+	if err != nil {
+		return nil, err
+	}
+	if len(replies) != n {
+		return nil, fmt.Errorf("%d answers to %d items", len(replies), n)
+	}
+	return replies, nil
 }
 
 // run sends the calls in one round trip. A script that the server does not know yet is loaded and only the
 // calls that were refused for it are sent again: those had not begun. When it returns an error, any call may
 // or may not have been run: every script may be run again.
 func (s *Store) run(ctx context.Context, calls ...*call) error {
-	client, err := s.client.get(ctx)
-	if err != nil {
-		return err
+	if len(calls) == 0 {
+		return nil
 	}
-	if err := s.checkPartitions(ctx, client); err != nil {
+	client, err := s.connect(ctx)
+	if err != nil {
 		return err
 	}
 	pending := calls
 	for range 3 {
 		pipe := client.Pipeline()
 		for _, c := range pending {
-			c.cmd = pipe.EvalSha(ctx, c.script.Hash(), c.keys, c.args...)
+			_ = pipe.Process(ctx, c.command(ctx)) // queues it
 		}
-		_, _ = pipe.Exec(ctx) // each command has its own error
+		s.client.exec(ctx, pipe)
 		var unknown []*call
 		for _, c := range pending {
 			err := c.cmd.Err()
@@ -122,6 +162,15 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 		pending = unknown
 	}
 	return unavailable(errors.New("the server forgets its scripts as fast as they are loaded"))
+}
+
+// connect returns the shared client once it is known that the state fits our settings.
+func (s *Store) connect(ctx context.Context) (redis.UniversalClient, error) {
+	client, err := s.client.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return client, s.checkPartitions(ctx, client)
 }
 
 // checkPartitions records the number of partitions, or refuses to work with a changed one: users would be
@@ -168,13 +217,6 @@ func ageMillis(at time.Time) int64 {
 	return max(time.Since(at).Milliseconds(), 0)
 }
 
-func seqArg(seq *int64) string {
-	if seq == nil {
-		return ""
-	}
-	return strconv.FormatInt(*seq, 10)
-}
-
 // millis reads a script's time in ms, "" for none.
 func millis(s string) (time.Time, error) {
 	if s == "" {
@@ -187,30 +229,39 @@ func millis(s string) (time.Time, error) {
 	return time.UnixMilli(ms).UTC(), nil
 }
 
-func groupsArg(groups []string) string {
-	if groups == nil {
-		return "*"
+// errQueueFull is the answer to a request for which there is no more room.
+var errQueueFull = &presence.Error{Kind: presence.Unavailable, RetryAfter: time.Second,
+	Message: fmt.Sprintf("the app is busy: %d requests wait for the state store already; try again", laneQueue)}
+
+// bulk runs one slice of a bulk, after the slices that wait already.
+func (s *Store) bulk(ctx context.Context, slice func() error) error {
+	select {
+	case s.bulks <- struct{}{}:
+		defer func() { <-s.bulks }()
+		return slice()
+	case <-ctx.Done():
+		return unavailable(fmt.Errorf("wait for the bulk before: %w", ctx.Err()))
 	}
-	return strings.Join(groups, " ")
 }
 
-// byPartition groups the positions of items by partition, keeping their order, in chunks of maxItems.
-func (s *Store) byPartition(n int, user func(i int) string) (chunks []chunk) {
+// chunk is items of one partition for one script call.
+type chunk[T any] struct {
+	partition int
+	items     []T
+}
+
+// chunksOf groups items by partition, keeping their order, in chunks of at most maxItems.
+func chunksOf[T any](items []T, partition func(T) int) (chunks []chunk[T]) {
 	open := map[int]int{} // partition -> position in chunks
-	for i := range n {
-		p := s.keys.partition(user(i))
+	for _, it := range items {
+		p := partition(it)
 		c, ok := open[p]
 		if !ok || len(chunks[c].items) == maxItems {
 			c = len(chunks)
 			open[p] = c
-			chunks = append(chunks, chunk{partition: p})
+			chunks = append(chunks, chunk[T]{partition: p})
 		}
-		chunks[c].items = append(chunks[c].items, i)
+		chunks[c].items = append(chunks[c].items, it)
 	}
 	return chunks
-}
-
-type chunk struct {
-	partition int
-	items     []int
 }

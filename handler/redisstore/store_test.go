@@ -33,7 +33,7 @@ func setup(t *testing.T) *bench {
 
 func setupOn(t *testing.T, server *testkit.Redis, prefix string) *bench {
 	t.Helper()
-	client := NewClient(server.URL(), t.Name())
+	client := NewClient(Endpoint{URL: server.URL()}, t.Name(), nil)
 	t.Cleanup(func() { _ = client.Close() })
 	raw := redis.NewClient(&redis.Options{Addr: server.Addr})
 	t.Cleanup(func() { _ = raw.Close() })
@@ -440,7 +440,7 @@ func TestTakeOverOfADeadRelaysEntries(t *testing.T) {
 func TestUnreachableRedisIsUnavailable(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"", "redis://user:secret@%zz", "redis://:secret@127.0.0.1:1/0"} {
-		s := New(NewClient(url, "test"), Config{Partitions: 1})
+		s := New(NewClient(Endpoint{URL: url}, "test", nil), Config{Partitions: 1})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := s.Ping(ctx)

@@ -14,22 +14,71 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// Users reads the records of users in one round trip; nil for a user without one, or with a record that says
-// no more than that a leave came.
+// readItem is one look at some users' records.
+type readItem struct {
+	ctx   context.Context //nolint:containedctx // the lane drops items whose request has ended
+	ids   []string
+	gets  []*redis.StringCmd
+	users []*presence.User
+	err   error
+	done  chan struct{}
+}
+
+// Users reads the records of users; nil for a user without one, or with a record that says no more than that
+// a leave came. Concurrent calls share a round trip.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
-	client, err := s.client.get(ctx)
-	if err != nil {
+	if err := s.client.ready(); err != nil {
 		return nil, err
 	}
-	if err := s.checkPartitions(ctx, client); err != nil {
-		return nil, err
+	item := &readItem{ctx: ctx, ids: ids, done: make(chan struct{})}
+	if !s.reads.put(item) {
+		return nil, errQueueFull
+	}
+	select {
+	case <-item.done:
+		return item.users, item.err
+	case <-ctx.Done():
+		return nil, unavailable(fmt.Errorf("wait for Redis: %w", ctx.Err()))
+	}
+}
+
+// flushReads is the lane's flush.
+func (s *Store) flushReads(items []*readItem) {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	err := s.readUsers(ctx, items)
+	for _, it := range items {
+		if it.err == nil {
+			it.err = err
+		}
+		close(it.done)
+	}
+}
+
+func (s *Store) readUsers(ctx context.Context, items []*readItem) error {
+	client, err := s.connect(ctx)
+	if err != nil {
+		return err
 	}
 	pipe := client.Pipeline()
-	gets := make([]*redis.StringCmd, len(ids))
-	for i, id := range ids {
-		gets[i] = pipe.Get(ctx, s.keys.user(s.keys.partition(id), id))
+	for _, it := range items {
+		if it.err = it.ctx.Err(); it.err != nil {
+			continue
+		}
+		for _, id := range it.ids {
+			it.gets = append(it.gets, pipe.Get(ctx, s.keys.user(s.keys.partition(id), id)))
+		}
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	s.client.exec(ctx, pipe)
+	for _, it := range items {
+		if it.err == nil {
+			it.users, it.err = parseUsers(it.ids, it.gets)
+		}
+	}
+	return nil
+}
+
+func parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error) {
 	users := make([]*presence.User, len(ids))
 	for i, get := range gets {
 		record, err := get.Result()
@@ -110,12 +159,12 @@ func (n *numbers) parse(s string, empty int64) int64 {
 
 // Ping reports whether Redis answers and fits our settings.
 func (s *Store) Ping(ctx context.Context) error {
-	client, err := s.client.get(ctx)
+	client, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	if err := client.Ping(ctx).Err(); err != nil {
-		return unavailable(fmt.Errorf("ping: %w", err))
+		return unavailable(diagnose(err))
 	}
-	return s.checkPartitions(ctx, client)
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -32,15 +33,24 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error 
 			return &httpError{status: http.StatusUnsupportedMediaType, detail: fmt.Sprintf("the body must be application/json, not %q", ct)}
 		}
 	}
+	body, err := readBody(w, r, limit)
+	if err != nil {
+		return err
+	}
+	return unmarshal(body, v)
+}
+
+// readBody reads the whole body, at most limit bytes.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return &httpError{status: http.StatusRequestEntityTooLarge, detail: fmt.Sprintf("the body must have at most %d bytes", limit)}
+			return nil, &httpError{status: http.StatusRequestEntityTooLarge, detail: fmt.Sprintf("the body must have at most %d bytes", limit)}
 		}
-		return &httpError{status: http.StatusBadRequest, detail: "the body could not be read to its end", err: err}
+		return nil, &httpError{status: http.StatusBadRequest, detail: "the body could not be read to its end", err: err}
 	}
-	return unmarshal(body, v)
+	return body, nil
 }
 
 // unmarshal decodes one strict JSON value; the error names the place in it.
@@ -54,7 +64,7 @@ func unmarshal(text []byte, v any) error {
 	var syntax *jsontext.SyntacticError
 	switch {
 	case errors.As(err, &semantic):
-		field.Pointer = string(semantic.JSONPointer)
+		field.Pointer = shortened(semantic.JSONPointer)
 		switch {
 		case errors.Is(err, json.ErrUnknownName):
 			field.Detail = "is not a known field"
@@ -62,7 +72,7 @@ func unmarshal(text []byte, v any) error {
 			field.Detail = "must be " + kindOf(semantic)
 		}
 	case errors.As(err, &syntax):
-		field.Pointer = string(syntax.JSONPointer)
+		field.Pointer = shortened(syntax.JSONPointer)
 		if errors.Is(err, jsontext.ErrDuplicateName) {
 			field.Detail = "appears twice"
 		} else {
@@ -72,20 +82,44 @@ func unmarshal(text []byte, v any) error {
 	return presence.Refuse([]presence.FieldError{field})
 }
 
+// maxPointer bounds what an answer repeats of its request, in bytes.
+const maxPointer = 300
+
+// shortened is a pointer as it is answered. One into a deep nesting, or to a very long name, is cut.
+func shortened(p jsontext.Pointer) string {
+	if len(p) > maxPointer {
+		return strings.ToValidUTF8(string(p[:maxPointer]), "") + "..."
+	}
+	return string(p)
+}
+
 // kindOf names the type of value that was expected.
 func kindOf(err *json.SemanticError) string {
 	if err.GoType == nil {
 		return "of another type"
 	}
-	switch name := err.GoType.String(); {
-	case strings.HasPrefix(name, "[]"):
+	switch err.GoType.Kind() {
+	case reflect.Slice:
 		return "a JSON array"
-	case strings.HasPrefix(name, "int"):
-		return "an integer"
-	case name == "string":
+	case reflect.Int64:
+		least, most := bounds(err.JSONPointer.LastToken())
+		return fmt.Sprintf("an integer between %d and %d, written without fraction or exponent", least, most)
+	case reflect.String:
 		return "a string"
 	default:
 		return "a JSON object"
+	}
+}
+
+// bounds are those of the integer fields of the bodies.
+func bounds(field string) (least, most int64) {
+	switch field {
+	case "ttlSeconds":
+		return int64(presence.MinTTL / time.Second), int64(presence.MaxTTL / time.Second)
+	case "graceSeconds":
+		return 0, int64(presence.MaxGrace / time.Second)
+	default: // seq
+		return 0, presence.MaxSeq
 	}
 }
 
@@ -129,7 +163,10 @@ const (
 
 // paging reads limit and continuation from the query.
 func paging(r *http.Request) (limit int, continuation string, err error) {
-	q := r.URL.Query()
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return 0, "", presence.Refuse([]presence.FieldError{{Pointer: "query", Detail: "is not percent-encoded correctly"}})
+	}
 	limit = defaultLimit
 	if text := q.Get("limit"); text != "" {
 		limit, err = strconv.Atoi(text)
@@ -144,13 +181,18 @@ func paging(r *http.Request) (limit int, continuation string, err error) {
 // See https://www.w3.org/TR/trace-context/#traceparent-header.
 func traceparent(r *http.Request) string {
 	h := r.Header.Get("Traceparent")
-	if len(h) != 55 || h[:3] != "00-" || h[35] != '-' || h[52] != '-' {
+	if len(h) != 55 || h[:3] != "00-" || isZero(h[3:35]) || isZero(h[36:52]) {
 		return ""
 	}
-	for _, c := range []byte(h) {
-		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+	for i, c := range []byte(h) {
+		dash := i == 2 || i == 35 || i == 52
+		hex := '0' <= c && c <= '9' || 'a' <= c && c <= 'f'
+		if dash && c != '-' || !dash && !hex {
 			return ""
 		}
 	}
 	return h
 }
+
+// isZero reports whether an id of a trace context is all zeros, which stands for none.
+func isZero(id string) bool { return strings.Trim(id, "0") == "" }

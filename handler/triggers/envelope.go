@@ -1,10 +1,11 @@
 package triggers
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 
@@ -25,14 +26,18 @@ type envelope struct {
 
 func readEnvelope(w http.ResponseWriter, r *http.Request) (envelope, error) {
 	var e envelope
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnvelope))
+	body, err := readBody(w, r, maxEnvelope)
 	if err != nil {
-		return e, fmt.Errorf("read the host's invocation: %w", err)
+		return e, err
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
-		return e, &presence.Error{Kind: presence.Invalid, Message: "the body is not an invocation of the Functions host", Err: err}
+		return e, notAnInvocation(err)
 	}
 	return e, nil
+}
+
+func notAnInvocation(err error) error {
+	return &presence.Error{Kind: presence.Invalid, Message: "the body is not an invocation of the Functions host", Err: err}
 }
 
 // list decodes a value that holds an array. The host writes it as a string that holds the JSON of the array;
@@ -51,7 +56,8 @@ func list(raw json.RawMessage) ([]json.RawMessage, error) {
 
 // message is one message of a queue batch.
 type message struct {
-	Body       string
+	Body string
+	// ID is the broker's MessageId; one made from the body where the host passed none on.
 	ID         string
 	Delivery   int
 	EnqueuedAt time.Time
@@ -64,11 +70,11 @@ type message struct {
 func (e envelope) messages() ([]message, error) {
 	raw, ok := e.Data["messages"]
 	if !ok {
-		return nil, errors.New("the invocation has no binding called messages")
+		return nil, notAnInvocation(errors.New("it has no binding called messages"))
 	}
 	bodies, err := list(raw)
 	if err != nil {
-		return nil, fmt.Errorf("read the messages: %w", err)
+		return nil, notAnInvocation(fmt.Errorf("read the messages: %w", err))
 	}
 	batch := make([]message, len(bodies))
 	for i, b := range bodies {
@@ -81,7 +87,18 @@ func (e envelope) messages() ([]message, error) {
 	spread(e, "DeliveryCountArray", batch, func(m *message, v int) { m.Delivery = max(v, 1) })
 	spread(e, "EnqueuedTimeUtcArray", batch, func(m *message, v string) { m.EnqueuedAt = parseUTC(v) })
 	spread(e, "ApplicationPropertiesArray", batch, func(m *message, v map[string]any) { m.Properties = v })
+	for i := range batch {
+		if batch[i].ID == "" {
+			batch[i].ID = "unknown-" + digest(batch[i].Body)
+		}
+	}
 	return batch, nil
+}
+
+// digest stands for a text where an id is needed: 32 characters.
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:16])
 }
 
 // spread gives each message its element of an array in Metadata. What is missing or of another type is left out.

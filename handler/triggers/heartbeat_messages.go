@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -103,6 +102,9 @@ func splitBeats(body string) ([]jsontext.Value, error) {
 	return items, nil
 }
 
+// maxRejectedID leaves room for the position of an item in the 128 characters of a MessageId.
+const maxRejectedID = 120
+
 func (q HeartbeatQueue) reject(ctx context.Context, bad []rejected) error {
 	if len(bad) == 0 {
 		return nil
@@ -111,10 +113,10 @@ func (q HeartbeatQueue) reject(ctx context.Context, bad []rejected) error {
 	for i, b := range bad {
 		logger(ctx).WarnContext(ctx, "heartbeat message rejected", "message_id", b.message.ID, "item", b.index, "reason", b.reason)
 		id := b.message.ID
-		if id == "" {
-			id = "unknown-" + b.message.EnqueuedAt.Format(time.RFC3339Nano)
+		if len(id) > maxRejectedID {
+			id = digest(id)
 		}
-		messages[i] = queue.Rejected(fmt.Sprintf("%.100s/%d", id, b.index), []byte(b.item), b.reason)
+		messages[i] = queue.Rejected(fmt.Sprintf("%s/%d", id, b.index), []byte(b.item), b.reason)
 	}
 	name := queue.Heartbeats + queue.RejectedSuffix
 	if err := q.Sender.Send(ctx, name, messages); err != nil {

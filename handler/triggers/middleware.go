@@ -2,6 +2,7 @@ package triggers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -37,6 +38,8 @@ func withLogger(base *slog.Logger) func(http.Handler) http.Handler {
 	}
 }
 
+var errPanicked = errors.New("request panicked")
+
 // recovered answers 500 to a request that panicked: no request may end the process, since the host would send
 // a GET again to each new one until it stops the whole app (design D10).
 func recovered(next http.Handler) http.Handler {
@@ -48,7 +51,8 @@ func recovered(next http.Handler) http.Handler {
 				panic(p) // net/http closes the connection and goes on
 			default:
 				logger(r.Context()).ErrorContext(r.Context(), "request panicked", "method", r.Method, "route", routeOf(r), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-				fail(w, r, &httpError{status: http.StatusInternalServerError, detail: "the request failed here; the log says why under the request's invocation id"})
+				answer, _ := problemOf(errPanicked)
+				write(w, answer.Status, "application/problem+json", answer)
 			}
 		}()
 		next.ServeHTTP(w, r)

@@ -1,6 +1,7 @@
 package triggers
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -68,6 +69,8 @@ func problemOf(err error) (p problem, retryAfter time.Duration) {
 	case errors.Is(err, eventlog.ErrContinuation):
 		p.Status, p.Detail = http.StatusBadRequest, "the input is not valid"
 		p.Errors = []presence.FieldError{{Pointer: "query:continuation", Detail: "must be one that an earlier answer for the same user had"}}
+	case errors.Is(err, context.DeadlineExceeded):
+		p.Status, p.Detail, retryAfter = http.StatusServiceUnavailable, "the request took too long: try again", defaultRetryAfter
 	case errors.Is(err, eventlog.ErrUnavailable):
 		p.Status, p.Detail, retryAfter = http.StatusServiceUnavailable, "the event log cannot be reached: try again", defaultRetryAfter
 	}

@@ -4,9 +4,11 @@
 package triggers
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -43,12 +45,8 @@ const (
 func Routes(h Handlers) *chi.Mux {
 	r := chi.NewRouter()
 	r.Use(withLogger(h.Log), recovered)
-	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
-		fail(w, r, &httpError{status: http.StatusNotFound, detail: fmt.Sprintf("there is no route %s; GET /api/openapi.json lists them", r.URL.Path)})
-	})
-	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
-		fail(w, r, &httpError{status: http.StatusMethodNotAllowed, detail: fmt.Sprintf("%s does not take %s; GET /api/openapi.json lists the methods", r.URL.Path, r.Method)})
-	})
+	r.NotFound(notFound)
+	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, w, req) })
 	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
 	r.Get("/api/live", live)                                                                         // Live
 
@@ -78,4 +76,27 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/ExpirationListener", expirationListener(h.Listener))
 	})
 	return r
+}
+
+func notFound(w http.ResponseWriter, r *http.Request) {
+	fail(w, r, &httpError{status: http.StatusNotFound, detail: fmt.Sprintf("there is no route %s; GET /api/openapi.json lists them", r.URL.Path)})
+}
+
+// methodNotAllowed answers 405 with the methods that the route takes. The router calls it for a method that HTTP
+// does not know, too, whether there is a route or not.
+func methodNotAllowed(routes chi.Routes, w http.ResponseWriter, r *http.Request) {
+	path := cmp.Or(r.URL.RawPath, r.URL.Path)
+	var takes []string
+	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
+		if routes.Match(chi.NewRouteContext(), method, path) {
+			takes = append(takes, method)
+		}
+	}
+	if len(takes) == 0 {
+		notFound(w, r)
+		return
+	}
+	list := strings.Join(takes, ", ")
+	w.Header().Set("Allow", list)
+	fail(w, r, &httpError{status: http.StatusMethodNotAllowed, detail: fmt.Sprintf("%s does not take %s; it takes %s", r.URL.Path, r.Method, list)})
 }

@@ -28,6 +28,8 @@ type userView struct {
 	LastSeen *string         `json:"lastSeen"`
 	Sessions []sessionView   `json:"sessions"`
 	Groups   []string        `json:"groups"`
+	// Stale is set while the live state cannot be reached: the answer is what was last known.
+	Stale bool `json:"stale,omitempty"`
 }
 
 // user is GET /api/users/{user}. An unknown user is offline and was never seen: that is no error.
@@ -46,6 +48,7 @@ func user(u userReader) http.HandlerFunc {
 		view := userView{
 			User: known.ID, Status: known.Status, Since: presence.FormatOptional(known.Since), LastSeen: presence.FormatOptional(known.LastSeen),
 			Sessions: make([]sessionView, len(known.Sessions)), Groups: append([]string{}, known.Groups...),
+			Stale: known.Stale,
 		}
 		if known.Epoch > 0 {
 			view.Epoch = &known.Epoch
@@ -61,6 +64,7 @@ type statusView struct {
 	User     string          `json:"user"`
 	Status   presence.Status `json:"status"`
 	LastSeen *string         `json:"lastSeen"`
+	Stale    bool            `json:"stale,omitempty"`
 }
 
 // usersQuery is POST /api/users/query: the status of up to presence.MaxBatch users, in the order asked.
@@ -84,7 +88,7 @@ func usersQuery(u userReader) http.HandlerFunc {
 		}
 		views := make([]statusView, len(known))
 		for i, k := range known {
-			views[i] = statusView{User: k.ID, Status: k.Status, LastSeen: presence.FormatOptional(k.LastSeen)}
+			views[i] = statusView{User: k.ID, Status: k.Status, LastSeen: presence.FormatOptional(k.LastSeen), Stale: k.Stale}
 		}
 		reply(w, http.StatusOK, struct {
 			Users []statusView `json:"users"`

@@ -1,7 +1,7 @@
 -- Claims due sessions: whoever runs this first ends each of them, with exactly one event in the outbox.
 -- KEYS  from 5, two a candidate: user record, lease. For a member that names no session: the meta key twice.
 -- ARGV  from 3, three a candidate: member of the index, user, session ('' and '' when it names none).
--- RETURN now ms, then one integer a candidate: how late it was claimed in ms (0 and more), -1 it is not due
+-- RETURN one integer a candidate: how late it was claimed in ms (0 and more), -1 it is not due
 --       any more, -2 it was put in quarantine.
 
 local function claim(user_key, lease_key, member, user, session)
@@ -19,7 +19,7 @@ local function claim(user_key, lease_key, member, user, session)
   return now - score
 end
 
-local results = { int(now) }
+local results = {}
 local a, k = 3, 5
 while ARGV[a] do
   results[#results + 1] = claim(KEYS[k], KEYS[k + 1], ARGV[a], ARGV[a + 1], ARGV[a + 2])

@@ -4,8 +4,8 @@
 -- RETURN now ms, next deadline ms or '', entries in the outbox, then the due members, oldest first.
 
 local limit = tonumber(ARGV[3])
-local found = redis.call('ZRANGEBYSCORE', DUE, '-inf', int(now), 'LIMIT', 0, limit)
+local found = redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, limit)
 local after = redis.call('ZRANGE', DUE, #found, #found, 'WITHSCORES')
-local reply = { int(now), after[2] and int(tonumber(after[2])) or '', redis.call('XLEN', OUTBOX) }
+local reply = { now .. '', after[2] or '', redis.call('XLEN', OUTBOX) }
 for _, member in ipairs(found) do reply[#reply + 1] = member end
 return reply

@@ -1,9 +1,9 @@
--- Applies heartbeats, in order: renews or starts a session each.
+-- Applies heartbeats, in order: renews or starts a session each. renew.lua does the usual case faster.
 -- KEYS  from 5, two a beat: user record, lease.
 -- ARGV  from 3, nine a beat: user, session, ttl s, grace s, age ms, seq or '', groups ('*' keeps, '' clears,
 --       else ids with blanks between), meta ('' keeps, '{}' clears), traceparent.
--- RETURN one array a beat: change (online, started, renewed, stale, full), '1' when the user is online,
---       epoch or '', due or '', the session's last seq or ''.
+-- RETURN one string a beat, with commas between: change (online, started, renewed, stale, full), 1 when the
+--       user is online, epoch or '', due or '', the session's last seq or ''.
 
 local function beat(user_key, lease_key, user, session, ttl, grace, age, seq, groups, meta, trace)
   local u = load(user_key)
@@ -12,8 +12,8 @@ local function beat(user_key, lease_key, user, session, ttl, grace, age, seq, gr
   local instant = now - age
   local due = instant + (ttl + grace) * 1000
   local function answer(change)
-    return { change, #u.live > 0 and '1' or '0', u.epoch and int(u.epoch) or '', s and int(s.due) or '',
-      s and s.seq or prior and prior.seq or '' }
+    return change .. (#u.live > 0 and ',1,' or ',0,') .. (u.epoch or '') .. ',' .. (s and s.due or '') .. ',' ..
+      (s and s.seq or prior and prior.seq or '')
   end
 
   if stale(prior, instant, seq) or due <= now then return answer('stale') end
@@ -55,6 +55,5 @@ while ARGV[a] do
     tonumber(ARGV[a + 4]), ARGV[a + 5], ARGV[a + 6], ARGV[a + 7], ARGV[a + 8])
   a, k = a + 9, k + 2
 end
--- The pulse tells the sweep that beats get in: a gap between pulses is a gap of ingress.
-if life and (now - pulse >= 1000 or now < pulse) then redis.call('HSET', META, 'pulse', int(now)) end
+beat_was_accepted()
 return results

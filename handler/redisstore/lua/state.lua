@@ -1,10 +1,5 @@
--- Shared by every script of a partition; it is put in front of each of them.
+-- In front of every script that makes transitions, after clock.lua: what is stored, and how it changes.
 --
--- KEYS  1 meta hash, 2 deadline index (zset), 3 outbox (stream), 4 quarantine (stream), then the script's own.
--- ARGV  1 the name that a new life of the data would get, 2 '1' to keep lease keys, then the script's own.
---
--- Meta hash: life, generation, n (events written), floor (no epoch is below it), pulse (ms of the last
--- accepted beat), offset (ms added to the clock; only tests set it).
 -- Deadline index: member "<user>/<session>", score = deadline in ms. It decides what is due.
 -- Outbox entry: one field e, lines of: version, type, user, session, epoch, reason, basis, deadline,
 -- detected at, last seen, life, generation, n, traceparent, groups, sessions, meta.
@@ -18,26 +13,13 @@
 -- "default", ttl 45, a difference of 0, due = last + ttl + grace, no seq, no meta. Ids hold neither comma,
 -- blank nor line end; meta is compact JSON without line ends, and is last.
 
-local META, DUE, OUTBOX, QUARANTINE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local LEASES = ARGV[2] == '1'
-
 local END_MEMORY = 4200000     -- ms that an ended session is remembered: largest ttl + grace
 local RECORD_MEMORY = 86400000 -- ms that an offline user's record stays
 local MAX_SESSIONS = 32
 
-local function int(n) return string.format('%.0f', n) end
-
-local now, life, generation, floor, pulse
-do
-  local t = redis.call('TIME')
-  local m = redis.call('HMGET', META, 'life', 'generation', 'floor', 'pulse', 'offset')
-  now = t[1] * 1000 + math.floor(t[2] / 1000) + (tonumber(m[5] or 0) or 0)
-  life, generation = m[1], tonumber(m[2] or 0) or 0
-  floor, pulse = tonumber(m[3] or 0) or 0, tonumber(m[4] or 0) or 0
-  -- A wrong type under one of the shared keys must stop the script here, before its first write.
-  redis.call('ZCARD', DUE)
-  redis.call('XLEN', OUTBOX)
-end
+-- A wrong type under one of the shared keys must stop the script here, before its first write.
+redis.call('ZCARD', DUE)
+redis.call('XLEN', OUTBOX)
 
 -- begin_life names the life of the data where there is none. Call it right before the first write.
 local function begin_life()
@@ -53,7 +35,7 @@ local function quarantine(key, what, content)
 end
 
 local function field(delta, base) return base + (tonumber(delta) or 0) end
-local function delta(value, base) if value == base then return '' end return int(value - base) end
+local function delta(value, base) if value == base then return '' end return value - base end
 local function or_empty(value, usual) if value == usual then return '' end return value end
 
 local function parse(raw)
@@ -61,13 +43,13 @@ local function parse(raw)
   local base
   for line in string.gmatch(raw, '[^\n]+') do
     if not base then
-      local epoch, since, seen, groups = string.match(line, '^1,(%d*),(-?%d*),(%d*),(.*)$')
+      local epoch, since, seen, groups = string.match(line, '^1,(%d*),(%-?%d*),(%d*),(.*)$')
       if not epoch then return nil end
       u.epoch, u.groups, u.seen = tonumber(epoch), groups, tonumber(seen)
       base = u.epoch or 0
       u.since = base - (tonumber(since) or 0)
     elseif string.sub(line, 1, 1) == '-' then
-      local name, last, seq, ended = string.match(line, '^%-([^,]*),(-?%d*),(%d*),(-?%d*)$')
+      local name, last, seq, ended = string.match(line, '^%-([^,]*),(%-?%d*),(%d*),(%-?%d*)$')
       if not name then return nil end
       local e = { name = name, last = field(last, base), seq = seq }
       e.ended = field(ended, e.last)
@@ -75,7 +57,7 @@ local function parse(raw)
       if now - e.ended < END_MEMORY then u.ended[#u.ended + 1] = e end
     else
       local kind, name, start, ttl, grace, last, due, seq, meta =
-        string.match(line, '^([+~])([^,]*),(%d*),(%d*),(%d*),(-?%d*),(-?%d*),(%d*),(.*)$')
+        string.match(line, '^([+~])([^,]*),(%d*),(%d*),(%d*),(%-?%d*),(%-?%d*),(%d*),(.*)$')
       if not kind then return nil end
       local s = { name = name, start = base - (tonumber(start) or 0), ttl = tonumber(ttl) or 45,
         grace = tonumber(grace) or 0, last = field(last, base), seq = seq, meta = meta, leaving = kind == '~' }
@@ -114,12 +96,12 @@ local function save(key, u)
   local base = u.epoch or 0
   local since = ''
   if u.epoch then since = delta(u.epoch, u.since) end
-  local lines = { '1,' .. (u.epoch and int(u.epoch) or '') .. ',' .. since .. ',' .. (u.seen and int(u.seen) or '') .. ',' .. u.groups }
+  local lines = { '1,' .. (u.epoch or '') .. ',' .. since .. ',' .. (u.seen or '') .. ',' .. u.groups }
   for _, s in ipairs(u.live) do
     local due = ''
-    if s.due - s.last ~= (s.ttl + s.grace) * 1000 then due = int(s.due - s.last) end
+    if s.due - s.last ~= (s.ttl + s.grace) * 1000 then due = s.due - s.last end
     lines[#lines + 1] = (s.leaving and '~' or '+') .. or_empty(s.name, 'default') .. ',' .. delta(base, s.start) .. ',' ..
-      or_empty(int(s.ttl), '45') .. ',' .. or_empty(int(s.grace), '0') .. ',' .. delta(s.last, base) .. ',' .. due .. ',' ..
+      or_empty(s.ttl, 45) .. ',' .. or_empty(s.grace, 0) .. ',' .. delta(s.last, base) .. ',' .. due .. ',' ..
       s.seq .. ',' .. s.meta
   end
   local keep = 0
@@ -132,7 +114,7 @@ local function save(key, u)
   if #u.live > 0 then
     redis.call('SET', key, text)
   else
-    redis.call('SET', key, text, 'PX', int(math.max(keep, 1)))
+    redis.call('SET', key, text, 'PX', math.max(keep, 1))
   end
 end
 
@@ -172,12 +154,12 @@ end
 local function emit(u, user, type, session, reason, basis, deadline, meta, trace)
   local sessions = {}
   for i, s in ipairs(u.live) do
-    sessions[i] = s.name .. ',' .. int(s.start) .. ',' .. int(s.ttl) .. ',' .. int(s.grace)
+    sessions[i] = s.name .. ',' .. s.start .. ',' .. s.ttl .. ',' .. s.grace
   end
   local n = redis.call('HINCRBY', META, 'n', 1)
   local seen = last_seen(u)
-  redis.call('XADD', OUTBOX, '*', 'e', table.concat({ '1', type, user, session, int(u.epoch), reason, int(basis),
-    deadline and int(deadline) or '', int(now), seen and int(seen) or '', life, int(generation), int(n), trace,
+  redis.call('XADD', OUTBOX, '*', 'e', table.concat({ '1', type, user, session, u.epoch, reason, basis,
+    deadline or '', now, seen or '', life, generation, n, trace,
     u.groups, table.concat(sessions, ' '), meta }, '\n'))
 end
 
@@ -201,6 +183,6 @@ end
 
 -- hold writes the deadline of a live session to the index and, for other clients of Redis, the lease key.
 local function hold(lease_key, user, s)
-  redis.call('ZADD', DUE, int(s.due), user .. '/' .. s.name)
-  if LEASES then redis.call('SET', lease_key, '1', 'PX', int(math.max(s.due - now, 1))) end
+  redis.call('ZADD', DUE, s.due, user .. '/' .. s.name)
+  if LEASES then redis.call('SET', lease_key, '1', 'PX', math.max(s.due - now, 1)) end
 end

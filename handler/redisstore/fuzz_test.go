@@ -1,0 +1,105 @@
+package redisstore
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"userconnectivity/handler/presence"
+)
+
+// unlikely finds numbers in a record that no script writes: such times and durations do not fit their types.
+var unlikely = regexp.MustCompile(`(?m)\d{16}|^[+~][^,]*,[^,]*,([^,]*,)?[^,]{9}`)
+
+// FuzzParseRecord: no record makes the reader panic, and what it reads it reads again from its own words.
+func FuzzParseRecord(f *testing.F) {
+	for _, record := range []string{
+		"1,1700000000123,,,\n+,,,,,,,",
+		"1,1700000001124,1000,1700000000100,g1 g|2~\n+,1001,10,5,-3,12000,9007199254740990,{\"a\":[1,\"b, c\"]}\n~tab:~1=+-|@._,,3600,600,5,,,\n-z,-20,17,3",
+		"1,1700000000124,1,1700000000121,\n-,-3,,2",
+		"1,1700000000124,,1700000000121,g\n-a,-3,,2\n-b,-900,5,4",
+		"1,,,,\n-,1700000000000,,5",
+		"1,,,,", "2,1,,,\n", "", "1,5,,,\n+a,b", "1,-5,,,\n+a,,,,,,,x", "1,1,,,\n\n+,,-1,,,,,",
+	} {
+		f.Add(record)
+	}
+	f.Fuzz(func(t *testing.T, record string) {
+		u, ok := parseRecord("u", record)
+		if (u.Status == presence.Online) != (len(u.Sessions) > 0) && ok {
+			t.Fatalf("%q: %s with %d sessions", record, u.Status, len(u.Sessions))
+		}
+		if !ok || u.Epoch <= 0 || u.LastSeen.IsZero() || unlikely.MatchString(record) {
+			return
+		}
+		again, ok := parseRecord("u", formatRecord(u))
+		if diff := cmp.Diff(u, again); !ok || diff != "" {
+			t.Fatalf("%q, written as %q (-first +again):\n%s", record, formatRecord(u), diff)
+		}
+	})
+}
+
+// formatRecord writes what parseRecord reads of a user, without the short forms.
+func formatRecord(u presence.User) string {
+	var b strings.Builder
+	seen := u.LastSeen.UnixMilli()
+	fmt.Fprintf(&b, "1,%d,%d,%d,%s", u.Epoch, u.Epoch-u.Since.UnixMilli(), seen, strings.Join(u.Groups, " "))
+	for _, s := range u.Sessions {
+		fmt.Fprintf(&b, "\n+%s,%d,%d,%d,%d,%d,,%s", s.ID, u.Epoch-s.StartEpoch, s.TTL/time.Second, s.Grace/time.Second,
+			seen-u.Epoch, s.ExpiresAt.UnixMilli()-seen, s.Meta)
+	}
+	return b.String()
+}
+
+// FuzzUnpack: no outbox entry makes the reader panic, and what it reads it reads again from its own words.
+func FuzzUnpack(f *testing.F) {
+	for _, lines := range [][]string{
+		{"1", "user.online", "alice", "default", "1700000000123", "beat", "1700000000123", "", "1700000000123", "1700000000120", "LIFE", "0", "1",
+			"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "g1 g|2~", "default,1700000000123,45,0", `{"a":[1,"b, c"]}`},
+		{"1", "session.started", "alice", "tab:~1=+-|@._", "1700000000124", "beat", "1700000000123", "", "1700000000124", "1700000000124", "LIFE", "0", "2",
+			"", "g1", "default,1700000000123,45,0 tab:~1=+-|@._,1700000000124,3600,600", ""},
+		{"1", "session.ended", "alice", "default", "1700000045123", "expired", "1700000000123", "1700000045123", "1700000045123", "1700000000124", "LIFE", "0", "3",
+			"", "", "tab:~1=+-|@._,1700000000124,3600,600", "{}"},
+		{"1", "user.offline", "alice", "a", "1700000045124", "left", "1700000000124", "", "1700000045123", "1700000045123", "LIFE", "1", "4", "", "", "", ""},
+		{"1", "user.offline", "alice", "a", "x", "left", "1", "", "1", "1", "LIFE", "1", "4", "", "", "a,b", "{"},
+		{"2"},
+	} {
+		f.Add(strings.Join(lines, "\n"))
+	}
+	f.Fuzz(func(t *testing.T, packed string) {
+		e, err := unpack(packed)
+		if err != nil {
+			return
+		}
+		basis := strings.Split(packed, "\n")[6]
+		again, err := unpack(pack(e, basis))
+		if err != nil {
+			t.Fatalf("%q, written as %q: %v", packed, pack(e, basis), err)
+		}
+		if diff := cmp.Diff(e, again); diff != "" {
+			t.Fatalf("%q, written as %q (-first +again):\n%s", packed, pack(e, basis), diff)
+		}
+	})
+}
+
+// pack writes what unpack reads.
+func pack(entry Entry, basis string) string {
+	e := entry.Event
+	ms := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return strconv.FormatInt(t.UnixMilli(), 10)
+	}
+	var sessions []string
+	for _, s := range e.Sessions {
+		sessions = append(sessions, fmt.Sprintf("%s,%d,%d,%d", s.Session, s.StartEpoch, s.TTLSeconds, s.GraceSeconds))
+	}
+	return strings.Join([]string{"1", string(e.Type), e.User, e.Session, strconv.FormatInt(e.Epoch, 10), string(e.Reason), basis,
+		ms(e.Deadline), ms(e.DetectedAt), ms(e.LastSeen), e.Life, strconv.FormatInt(e.Generation, 10), strconv.FormatInt(entry.N, 10),
+		e.Traceparent, strings.Join(e.Groups, " "), strings.Join(sessions, " "), string(e.Meta)}, "\n")
+}

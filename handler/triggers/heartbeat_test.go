@@ -1,0 +1,192 @@
+package triggers_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"userconnectivity/handler/presence"
+)
+
+// receipt is the answer to a heartbeat.
+type receipt struct {
+	User, Session, Status, Change string
+	Epoch                         *int64
+	ExpiresAt                     *string
+	BeatAfterSeconds              int
+	Seq                           *int64
+}
+
+type object = map[string]any
+
+func (b *bench) beat(body any) receipt {
+	b.t.Helper()
+	var r receipt
+	b.post("/api/heartbeat", body).into(200, &r)
+	return r
+}
+
+// due is when the session ends.
+func (r receipt) due(t *testing.T) time.Time {
+	t.Helper()
+	if r.ExpiresAt == nil {
+		t.Fatalf("%+v has no deadline", r)
+	}
+	at, err := time.Parse(presence.TimeFormat, *r.ExpiresAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+func TestHeartbeatOfASession(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.beat(object{"user": "ann"})
+	if first.User != "ann" || first.Session != "default" || first.Status != "online" || first.Change != "online" ||
+		first.Epoch == nil || first.BeatAfterSeconds != 15 || first.Seq != nil {
+		t.Fatalf("first beat: %+v", first)
+	}
+	started := time.UnixMilli(*first.Epoch)
+	if ttl := first.due(t).Sub(started); ttl < 44*time.Second || ttl > 46*time.Second {
+		t.Errorf("held online for %s, want the default of 45 s", ttl)
+	}
+	b.pass(10 * time.Second)
+	second := b.beat(object{"user": "ann", "ttlSeconds": 90, "graceSeconds": 30})
+	if second.Change != "renewed" || *second.Epoch != *first.Epoch || second.BeatAfterSeconds != 30 {
+		t.Errorf("second beat: %+v", second)
+	}
+	if held := second.due(t).Sub(started); held < 129*time.Second || held > 131*time.Second {
+		t.Errorf("held online for %s after 10 s, want 10 + 90 + 30 s", held)
+	}
+	third := b.beat(object{"user": "ann", "session": "laptop"})
+	if third.Change != "started" || *third.Epoch <= *first.Epoch || third.Session != "laptop" {
+		t.Errorf("further session: %+v", third)
+	}
+}
+
+func TestHeartbeatTakesEveryBound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	groups := make([]string, 16)
+	for i := range groups {
+		groups[i] = fmt.Sprint("group-", i)
+	}
+	meta := object{"text": strings.Repeat("x", 1024-len(`{"text":""}`))}
+	b.beat(object{"user": strings.Repeat("u", 128), "session": "AZaz09._~:@|+=-", "ttlSeconds": 3600, "graceSeconds": 600,
+		"groups": groups, "meta": meta, "seq": 1<<53 - 1})
+	b.beat(object{"user": "...", "ttlSeconds": 5, "graceSeconds": 0, "groups": []string{}, "meta": object{}, "seq": 0})
+	b.beat(object{"user": "nulls", "session": nil, "ttlSeconds": nil, "graceSeconds": nil, "groups": nil, "meta": nil, "seq": nil})
+	b.beat(`{"user":"spaces" , "meta" : { "a" : [ 1 , {} ] , "é\u0000" : "\ud83d\ude00" } } ` + "\n")
+	a := b.do(call{method: "POST", path: "/api/heartbeat", body: `{"user":"charset"}`, header: http.Header{"Content-Type": {"application/json; charset=UTF-8"}}})
+	a.is(200)
+	a = b.do(call{method: "POST", path: "/api/heartbeat", body: `{"user":"no-type"}`, header: http.Header{"Content-Type": nil}, loose: true})
+	a.is(200)
+}
+
+func TestGroupsAndMetaAreKeptOrCleared(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.beat(object{"user": "ann", "groups": []string{"north", "team:7"}, "meta": object{"v": 1}})
+	for _, tt := range []struct {
+		name         string
+		beat         object
+		groups, meta string
+	}{
+		{"omitted keeps", object{}, "[north team:7]", `{"v":1}`},
+		{"null keeps", object{"groups": nil, "meta": nil}, "[north team:7]", `{"v":1}`},
+		{"a value replaces", object{"groups": []string{"south"}, "meta": object{"w": []int{2}}}, "[south]", `{"w":[2]}`},
+		{"empty clears", object{"groups": []string{}, "meta": object{}}, "[]", "null"},
+	} {
+		tt.beat["user"] = "ann"
+		b.beat(tt.beat)
+		u := b.user("ann")
+		if got := fmt.Sprint(u.Groups); got != tt.groups {
+			t.Errorf("%s: groups %s, want %s", tt.name, got, tt.groups)
+		}
+		if got := string(u.Sessions[0].Meta); got != tt.meta {
+			t.Errorf("%s: meta %s, want %s", tt.name, got, tt.meta)
+		}
+	}
+}
+
+func TestStaleHeartbeat(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first := b.beat(object{"user": "ann", "seq": 7})
+	for _, seq := range []int{7, 6, 0} {
+		stale := b.beat(object{"user": "ann", "seq": seq, "meta": object{"late": true}})
+		if stale.Change != "stale" || stale.Status != "online" || stale.Seq == nil || *stale.Seq != 7 ||
+			*stale.Epoch != *first.Epoch || *stale.ExpiresAt != *first.ExpiresAt {
+			t.Errorf("seq %d: %+v", seq, stale)
+		}
+	}
+	if got := b.beat(object{"user": "ann", "seq": 8}); got.Change != "renewed" || got.Seq != nil {
+		t.Errorf("seq 8: %+v", got)
+	}
+	b.post("/api/leave", object{"user": "ann", "seq": 9}).is(204)
+	ended := b.beat(object{"user": "ann", "seq": 9})
+	if ended.Change != "stale" || ended.Status != "offline" || ended.ExpiresAt != nil || *ended.Seq != 9 || ended.Epoch == nil {
+		t.Errorf("after a leave with the same seq: %+v", ended)
+	}
+	// An unknown session that a leave overtook: remembered, without an epoch.
+	b.post("/api/leave", object{"user": "eve", "seq": 5}).is(204)
+	ghost := b.beat(object{"user": "eve", "seq": 5})
+	if ghost.Change != "stale" || ghost.Status != "offline" || ghost.Epoch != nil || ghost.ExpiresAt != nil {
+		t.Errorf("overtaken beat: %+v", ghost)
+	}
+}
+
+func TestTooManySessions(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var beats []object
+	for i := range presence.MaxSessions {
+		beats = append(beats, object{"user": "ann", "session": fmt.Sprint("s", i)})
+	}
+	b.post("/api/heartbeats", object{"heartbeats": beats}).is(200)
+	a := b.post("/api/heartbeat", object{"user": "ann", "session": "one-more"})
+	a.is(409)
+	if !strings.Contains(string(a.Body), "32") {
+		t.Errorf("%s does not name the limit", a.Body)
+	}
+	if got := b.beat(object{"user": "ann", "session": "s0"}); got.Change != "renewed" {
+		t.Errorf("a session that is there: %+v", got)
+	}
+	var bulk bulk
+	b.post("/api/heartbeats", object{"heartbeats": []object{{"user": "bob"}, {"user": "ann", "session": "one-more"}}}).into(200, &bulk)
+	if bulk.Accepted != 1 || len(bulk.Rejected) != 1 || bulk.Rejected[0].Index != 1 || !strings.Contains(bulk.Rejected[0].Detail, "32") {
+		t.Errorf("bulk: %+v", bulk)
+	}
+}
+
+// TestTraceparentReachesTheEvent: the trace of the request is that of its event; one of another form is ignored.
+func TestTraceparentReachesTheEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	odd := []string{"", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", "01" + trace[2:], strings.ToUpper(trace), trace + "-x",
+		strings.ReplaceAll(trace, "-", "_"), "00-" + strings.Repeat("0", 32) + trace[35:], trace[:36] + strings.Repeat("0", 16) + trace[52:], "00-" + strings.Repeat("-", 32) + trace[35:], trace[:36] + "\n" + trace[37:]}
+	for i, h := range append(odd, trace) {
+		user := fmt.Sprint("user-", i)
+		header := http.Header{"Traceparent": {strings.ReplaceAll(h, "\n", "\t")}}
+		b.do(call{method: "POST", path: "/api/heartbeat", body: object{"user": user}, header: header}).is(200)
+		e := b.relay()
+		var events struct {
+			Events []struct{ ID, Traceparent string }
+		}
+		b.get("/api/users/"+user+"/events").into(200, &events)
+		if len(e) != 1 || len(events.Events) != 1 {
+			t.Fatalf("%d events, %d in the log", len(e), len(events.Events))
+		}
+		want := presence.TraceparentOf(events.Events[0].ID)
+		if h == trace {
+			want = trace
+		}
+		if got := events.Events[0].Traceparent; got != want {
+			t.Errorf("%q: the event has %s, want %s", h, got, want)
+		}
+	}
+}
