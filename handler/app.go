@@ -15,12 +15,15 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"userconnectivity/handler/config"
+	"userconnectivity/handler/cosmosstore"
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/expiry"
+	"userconnectivity/handler/identity"
 	"userconnectivity/handler/localqueue"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
+	"userconnectivity/handler/servicebus"
 	"userconnectivity/handler/sqlitestore"
 	"userconnectivity/handler/triggers"
 	"userconnectivity/handler/worker"
@@ -56,12 +59,16 @@ type app struct {
 }
 
 // build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once.
-func build(cfg config.Config, log *slog.Logger) *app {
+func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	a := &app{cfg: cfg, log: log}
-	a.redis = redisstore.NewClient(redisstore.Endpoint{URL: string(cfg.RedisURL)}, cfg.App+"/"+cfg.Instance, nil)
+	var err error
+	who := identity.New()
+	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, nil)
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
-	a.records = sqlitestore.New(filepath.Join(cfg.DataDir, "events.db"))
-	a.sender = newSender(cfg)
+	a.records = newRecords(cfg, who)
+	if a.sender, err = newSender(cfg, who, log); err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
+	}
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
 	tracker := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
@@ -79,15 +86,53 @@ func build(cfg config.Config, log *slog.Logger) *app {
 		Version:  version,
 		Log:      log,
 	})
-	return a
+	return a, nil
 }
 
-// newSender chooses the queue: the embedded broker where the local host offers one.
-func newSender(cfg config.Config) sender {
-	if cfg.LocalQueueURL != "" {
-		return localqueue.New(cfg.LocalQueueURL, nil)
+// close ends what the parts hold open.
+func (a *app) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	a.store.Close()
+	errs := []error{a.redis.Close(), a.records.Close()}
+	if s, ok := a.sender.(interface{ Close(context.Context) error }); ok {
+		errs = append(errs, s.Close(ctx))
 	}
-	return noSender{}
+	return errors.Join(errs...)
+}
+
+// redisEndpoint chooses how Redis is reached: by URL, by host and access key, or by host and identity.
+func redisEndpoint(cfg config.Config, who *identity.Identity) redisstore.Endpoint {
+	e := redisstore.Endpoint{URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey)}
+	if e.URL == "" && e.Host != "" && e.AccessKey == "" {
+		e.Credentials, e.Life = who.Redis, identity.RedisConnectionLife
+	}
+	return e
+}
+
+// newRecords chooses the event log: Cosmos DB where an account is set, else a file.
+func newRecords(cfg config.Config, who *identity.Identity) recordStore {
+	if cfg.CosmosEndpoint == "" {
+		return sqlitestore.New(filepath.Join(cfg.DataDir, "events.db"))
+	}
+	c := cosmosstore.Config{Endpoint: cfg.CosmosEndpoint, Key: cosmosstore.Secret(cfg.CosmosKey), Database: cfg.CosmosDatabase}
+	if cfg.CosmosKey == "" {
+		c.Credential = who.Credential
+	}
+	return cosmosstore.New(c)
+}
+
+// newSender chooses the queue: Service Bus where a connection is set, else the local host's embedded broker.
+func newSender(cfg config.Config, who *identity.Identity, log *slog.Logger) (sender, error) {
+	switch {
+	case cfg.ServiceBusConnection != "":
+		return servicebus.New(servicebus.Config{ConnectionString: string(cfg.ServiceBusConnection), Logger: log})
+	case cfg.ServiceBusNamespace != "":
+		return servicebus.New(servicebus.Config{Namespace: cfg.ServiceBusNamespace, Credential: who.Credential, Logger: log})
+	case cfg.LocalQueueURL != "":
+		return localqueue.New(cfg.LocalQueueURL, nil), nil
+	}
+	return noSender{}, nil
 }
 
 // noSender is the queue of an app without one: every event waits in the outbox.
@@ -123,7 +168,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	if err != nil {
 		return fmt.Errorf("listen on FUNCTIONS_CUSTOMHANDLER_PORT: %w", err)
 	}
-	a := build(cfg, log)
+	a, err := build(cfg, log)
+	if err != nil {
+		return err
+	}
 	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.
 	server := &http.Server{Handler: a.router, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
@@ -165,6 +213,5 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	}
 	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
 	err = g.Wait()
-	a.store.Close()
-	return errors.Join(err, a.redis.Close(), a.records.Close())
+	return errors.Join(err, a.close())
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,16 @@ type Config struct {
 	Port int
 	// RedisURL is redis://[user:password@]host:port/db, or rediss:// for TLS (REDIS_URL).
 	RedisURL Secret
+	// RedisHost is host or host:port over TLS (REDIS_HOST), used when there is no RedisURL. The password is
+	// RedisAccessKey (REDIS_ACCESS_KEY) or, without one, the Entra token of the app's identity.
+	RedisHost      string
+	RedisAccessKey Secret
+	// MaxInstances is how many processes of all apps may run at once (MAX_INSTANCES, 1 to 1000, default 20), and
+	// RedisMaxClients the connections that Redis allows (REDIS_MAX_CLIENTS, default 0: what the server tells).
+	MaxInstances, RedisMaxClients int
+	// MaintenanceEvents says whether a process without the listener subscribes to Azure's maintenance messages,
+	// for one connection more (REDIS_MAINTENANCE_EVENTS: auto, on, off; default auto: when the budget allows it).
+	MaintenanceEvents string
 	// Partitions of the state (REDIS_PARTITIONS, 1 to 1024, default 16). It cannot be changed later.
 	Partitions int
 	// LeaseKeys keeps a key with a time to live for each session (LEASE_KEYS, on or off, default on).
@@ -44,6 +55,15 @@ type Config struct {
 	EventTypePrefix string
 	// MaxDelivery is the max delivery count of the queues (MAX_DELIVERY_COUNT, 1 to 2000, default 10).
 	MaxDelivery int
+	// ServiceBusConnection is a connection string (ServiceBusConnection), and ServiceBusNamespace a host name for
+	// the app's identity (ServiceBusConnection__fullyQualifiedNamespace). With neither, LocalQueueURL is used.
+	ServiceBusConnection Secret
+	ServiceBusNamespace  string
+	// CosmosEndpoint is the account's URL (COSMOS_ENDPOINT); with none the event log is embedded. CosmosKey is its
+	// key (COSMOS_KEY), none for the app's identity. CosmosDatabase is COSMOS_DATABASE, default connectivity.
+	CosmosEndpoint string
+	CosmosKey      Secret
+	CosmosDatabase string
 	// LocalQueueURL is the embedded broker of the local host (LOCAL_QUEUE_URL).
 	LocalQueueURL string
 	// DataDir is where the embedded event log lives (DATA_DIR, default .data).
@@ -60,20 +80,30 @@ type Config struct {
 func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 	r := reader{lookup: lookup}
 	c := Config{
-		Port:            r.integer("FUNCTIONS_CUSTOMHANDLER_PORT", 8080, 0, 65535),
-		RedisURL:        Secret(r.text("REDIS_URL", "")),
-		Partitions:      r.integer("REDIS_PARTITIONS", 16, 1, 1024),
-		LeaseKeys:       r.onOff("LEASE_KEYS", true),
-		SessionTTL:      r.seconds("SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),
-		EventsQueue:     r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queueName, "connectivity-events"),
-		EventTypePrefix: r.matching("EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix, "com.example.presence."),
-		MaxDelivery:     r.integer("MAX_DELIVERY_COUNT", 10, 1, 2000),
-		LocalQueueURL:   r.url("LOCAL_QUEUE_URL"),
-		DataDir:         r.text("DATA_DIR", ".data"),
-		LogLevel:        r.level("LOG_LEVEL"),
-		App:             r.text("WEBSITE_SITE_NAME", "user-connectivity"),
-		Instance:        r.text("WEBSITE_INSTANCE_ID", hostname()),
-		Listener:        !r.boolean("AzureWebJobs_ExpirationListener_Disabled", false),
+		Port:                 r.integer("FUNCTIONS_CUSTOMHANDLER_PORT", 8080, 0, 65535),
+		RedisURL:             Secret(r.text("REDIS_URL", "")),
+		RedisHost:            r.text("REDIS_HOST", ""),
+		RedisAccessKey:       Secret(r.text("REDIS_ACCESS_KEY", "")),
+		MaxInstances:         r.integer("MAX_INSTANCES", 20, 1, 1000),
+		RedisMaxClients:      r.integer("REDIS_MAX_CLIENTS", 0, 0, 1_000_000),
+		MaintenanceEvents:    r.choice("REDIS_MAINTENANCE_EVENTS", "auto", "on", "off"),
+		Partitions:           r.integer("REDIS_PARTITIONS", 16, 1, 1024),
+		LeaseKeys:            r.onOff("LEASE_KEYS", true),
+		SessionTTL:           r.seconds("SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),
+		EventsQueue:          r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queueName, "connectivity-events"),
+		EventTypePrefix:      r.matching("EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix, "com.example.presence."),
+		MaxDelivery:          r.integer("MAX_DELIVERY_COUNT", 10, 1, 2000),
+		ServiceBusConnection: Secret(r.text("ServiceBusConnection", "")),
+		ServiceBusNamespace:  r.text("ServiceBusConnection__fullyQualifiedNamespace", ""),
+		CosmosEndpoint:       r.url("COSMOS_ENDPOINT", "https://name.documents.azure.com:443/"),
+		CosmosKey:            Secret(r.text("COSMOS_KEY", "")),
+		CosmosDatabase:       r.matching("COSMOS_DATABASE", "connectivity", databaseName, "connectivity"),
+		LocalQueueURL:        r.url("LOCAL_QUEUE_URL", "http://127.0.0.1:7071/local/queues"),
+		DataDir:              r.text("DATA_DIR", ".data"),
+		LogLevel:             r.level("LOG_LEVEL"),
+		App:                  r.text("WEBSITE_SITE_NAME", "user-connectivity"),
+		Instance:             r.text("WEBSITE_INSTANCE_ID", hostname()),
+		Listener:             !r.boolean("AzureWebJobs_ExpirationListener_Disabled", false),
 	}
 	if err := errors.Join(r.problems...); err != nil {
 		return Config{}, fmt.Errorf("settings: %w", err)
@@ -84,6 +114,8 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 var (
 	// queueName is what Service Bus takes as the name of a queue or topic.
 	queueName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,258}$`)
+	// databaseName is what Cosmos DB takes.
+	databaseName = regexp.MustCompile(`^[^/\\?#]{1,255}$`)
 	// typePrefix is a reverse-DNS prefix, as CloudEvents asks for.
 	typePrefix = regexp.MustCompile(`^[A-Za-z0-9._-]{0,100}$`)
 )
@@ -155,13 +187,22 @@ func (r *reader) matching(name, usual string, pattern *regexp.Regexp, example st
 	return v
 }
 
-func (r *reader) url(name string) string {
+func (r *reader) choice(name string, choices ...string) string {
+	v := strings.ToLower(r.text(name, choices[0]))
+	if !slices.Contains(choices, v) {
+		r.wrong(name, "one of "+strings.Join(choices, ", "), choices[0])
+		return choices[0]
+	}
+	return v
+}
+
+func (r *reader) url(name, example string) string {
 	v := r.text(name, "")
 	if v == "" {
 		return ""
 	}
 	if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		r.wrong(name, "an http URL", "http://127.0.0.1:7071/local/queues")
+		r.wrong(name, "an http URL", example)
 		return ""
 	}
 	return v

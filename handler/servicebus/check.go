@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus/admin"
 )
+
+// checkTimeout bounds one check.
+const checkTimeout = 20 * time.Second
 
 // Check looks at the properties of a queue or topic, which needs the right Manage (role Azure Service Bus Data Owner),
 // and returns a warning with the command that mends it for each that would lose the promises of this project. Without
@@ -23,7 +27,9 @@ func (s *Sender) Check(ctx context.Context, queue string) []string {
 		return nil
 	}
 	defer done()
-	client, err := s.adminClient()
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	client, err := s.adminClient(ctx)
 	if err != nil {
 		return nil
 	}
@@ -34,7 +40,7 @@ func (s *Sender) Check(ctx context.Context, queue string) []string {
 	if err != nil {
 		return s.unchecked(where, err)
 	}
-	if q == nil {
+	if q == nil || q.LockDuration == nil { // the SDK takes a topic for a queue without properties
 		return s.checkTopic(ctx, client, queue, inNamespace)
 	}
 	var warnings []string
@@ -47,7 +53,7 @@ func (s *Sender) Check(ctx context.Context, queue string) []string {
 	if !is(q.RequiresDuplicateDetection) {
 		warn("has no duplicate detection, so that a repeated send delivers an event twice", recreateQueue(inNamespace, queue))
 	}
-	if q.LockDuration != nil && *q.LockDuration != "PT5M" {
+	if *q.LockDuration != "PT5M" {
 		warn("locks messages for "+*q.LockDuration+" instead of PT5M, and a batch gets no renewal",
 			fmt.Sprintf("az servicebus queue update %s --name %s --lock-duration PT5M", inNamespace, queue))
 	}
@@ -81,10 +87,11 @@ func (s *Sender) unchecked(where string, err error) []string {
 	return nil
 }
 
-func (s *Sender) adminClient() (*admin.Client, error) {
+// adminClient makes a client for the calls of one check: tokens are asked for under its context.
+func (s *Sender) adminClient(ctx context.Context) (*admin.Client, error) {
 	options := &admin.ClientOptions{ClientOptions: azcore.ClientOptions{
 		Transport: s.transport,
-		Retry:     policy.RetryOptions{MaxRetries: 1},
+		Retry:     policy.RetryOptions{MaxRetries: -1},
 	}}
 	if s.cfg.ConnectionString != "" {
 		return admin.NewClientFromConnectionString(s.cfg.ConnectionString, options)
@@ -93,7 +100,7 @@ func (s *Sender) adminClient() (*admin.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return admin.NewClient(s.endpoint.host, inner, options)
+	return admin.NewClient(s.endpoint.host, &credential{inner, ctx, nil}, options)
 }
 
 func is(b *bool) bool { return b != nil && *b }

@@ -44,7 +44,7 @@ type connection struct {
 type link struct {
 	conn   *connection
 	queue  string
-	opened chan struct{} // closed when sender or err is set
+	opened chan struct{} // closed when sender or err is set, for good
 	sender *azservicebus.Sender
 	err    error
 
@@ -52,6 +52,7 @@ type link struct {
 	replaces *link // to be dropped when this one is open
 	users    int
 	dropped  bool
+	closing  bool
 	used     time.Time // last opened or last sent on
 	proved   bool      // a send on it succeeded
 }
@@ -80,7 +81,7 @@ func (c *connection) newClient() (*azservicebus.Client, error) {
 		if inner, err = c.s.cfg.Credential(); err != nil {
 			return nil, &credentialError{err}
 		}
-		client, err = azservicebus.NewClient(c.s.endpoint.host, &credential{inner: inner, conn: c}, options)
+		client, err = azservicebus.NewClient(c.s.endpoint.host, &credential{inner, c.ctx, c.noteToken}, options)
 	}
 	if err != nil {
 		return nil, err
@@ -94,6 +95,7 @@ func (c *connection) newClient() (*azservicebus.Client, error) {
 // open opens a link to a queue: connection, tokens and attach, as far as they are missing.
 func (c *connection) open(queue string) (*azservicebus.Sender, error) {
 	sender, err := guard(c.ctx, c, func(ctx context.Context) (*azservicebus.Sender, error) {
+		c.noteFault(nil)
 		client, err := c.client()
 		if err != nil {
 			return nil, err
@@ -261,28 +263,41 @@ func (s *socket) Close() error {
 	return s.Conn.Close()
 }
 
-// credential bounds the calls of the SDK, which asks without a deadline, and remembers what it hides: the error, and
-// whose token it was.
+// credential bounds the calls of the SDK, which asks without a deadline, and passes on what it hides.
 type credential struct {
 	inner azcore.TokenCredential
-	conn  *connection
+	ctx   context.Context               // of the calls, besides what the SDK passes
+	note  func(token string, err error) // hears of every answer; may be nil
 }
 
 // GetToken implements azcore.TokenCredential.
 func (t *credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
-	defer context.AfterFunc(t.conn.ctx, cancel)()
+	defer context.AfterFunc(t.ctx, cancel)()
 	token, err := t.inner.GetToken(ctx, o)
-	t.conn.mu.Lock()
-	defer t.conn.mu.Unlock()
 	if err != nil {
-		t.conn.fault = &credentialError{err}
-		return azcore.AccessToken{}, t.conn.fault
+		err = &credentialError{err}
 	}
-	t.conn.fault = nil
-	t.conn.s.identity.Store(identityOf(token.Token))
-	return token, nil
+	if t.note != nil {
+		t.note(token.Token, err)
+	}
+	return token, err
+}
+
+// noteFault remembers why there is no socket or no token, nil when there is.
+func (c *connection) noteFault(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fault = err
+}
+
+// noteToken remembers the failure, and whose token it was.
+func (c *connection) noteToken(token string, err error) {
+	c.noteFault(err)
+	if err == nil {
+		c.s.identity.Store(identityOf(token))
+	}
 }
 
 // identityOf names whom a token is for, "" when it does not say. It reads the token without checking it: the name is

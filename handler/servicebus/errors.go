@@ -142,6 +142,9 @@ func (e *explained) Unwrap() error { return e.cause }
 // explain makes the error of a call. For a caller who gave up, last is the error of the attempt before, if any.
 func (s *Sender) explain(ctx context.Context, op, queue string, err, last error) error {
 	where := fmt.Sprintf("%s queue %s of %s", op, queue, s.endpoint.host)
+	if s.ctx.Err() != nil {
+		err = ErrClosed
+	}
 	if ctx.Err() != nil || errors.Is(err, ErrClosed) {
 		text := fmt.Sprintf("%s: %v", where, err)
 		if last != nil {

@@ -61,11 +61,21 @@ func convert(msgs []queue.Message) ([]*azservicebus.Message, error) {
 		if utf8.RuneCountInString(m.ID) > maxID || utf8.RuneCountInString(m.SessionID) > maxID {
 			return nil, fmt.Errorf("message %d of %d: its id or session id is longer than %d characters", i+1, len(msgs), maxID)
 		}
+		for _, text := range []string{m.ID, m.Subject, m.SessionID, m.ContentType} {
+			if !utf8.ValidString(text) {
+				return nil, fmt.Errorf("message %d of %d: %q is not UTF-8", i+1, len(msgs), text)
+			}
+		}
 		properties := make(map[string]any, len(m.Properties))
 		for name, value := range m.Properties {
-			switch value.(type) {
-			case string, int64, bool:
-				properties[name] = value
+			switch v := value.(type) {
+			case int64, bool:
+				properties[name] = v
+			case string:
+				if !utf8.ValidString(name) || !utf8.ValidString(v) {
+					return nil, fmt.Errorf("message %s: property %q is not UTF-8", m.ID, name)
+				}
+				properties[name] = v
 			default:
 				return nil, fmt.Errorf("message %s: property %s is a %T; only string, int64 and bool can be sent", m.ID, name, value)
 			}

@@ -77,7 +77,7 @@ type Sender struct {
 	fresh       time.Duration
 
 	ctx      context.Context // ends with Close
-	cancel   context.CancelFunc
+	cancel   context.CancelCauseFunc
 	wg       sync.WaitGroup // calls, steps, closings and the keeper
 	wake     chan struct{}  // a connection was lost
 	gone     chan struct{}  // closed when nothing is left after Close
@@ -133,7 +133,7 @@ func New(cfg Config) (*Sender, error) {
 		s.log = slog.Default()
 	}
 	s.identity.Store("")
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	return s, nil
 }
 
@@ -282,7 +282,7 @@ func (s *Sender) Close(ctx context.Context) error {
 			if c != nil {
 				c.farewell()
 			}
-			s.cancel()
+			s.cancel(ErrClosed)
 			if c != nil {
 				c.end()
 			}
@@ -425,15 +425,14 @@ func (s *Sender) dropLocked(l *link) {
 }
 
 func (s *Sender) closeUnusedLocked(l *link) {
-	if !l.dropped || l.users > 0 || l.sender == nil || l.conn.retired {
+	if !l.dropped || l.users > 0 || l.sender == nil || l.closing || l.conn.retired {
 		return
 	}
-	sender := l.sender
-	l.sender = nil
+	l.closing = true
 	s.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(l.conn.ctx, closeTimeout)
 		defer cancel()
-		_ = sender.Close(ctx)
+		_ = l.sender.Close(ctx)
 	})
 }
 

@@ -123,7 +123,8 @@ container.on('receiver_open', ({ receiver }) => {
   if (address !== '$cbs') {
     const { queue, silent, condition, description } = admit(receiver, address);
     if (silent) {
-      receiver.state.open_requests = 0; // never answered
+      receiver.state.open_requests = 0; // neither attach nor credit is ever written
+      receiver.issue_flow = false;
       return;
     }
     if (!queue) return refuse(receiver, condition, description);
@@ -166,6 +167,7 @@ container.on('sender_open', ({ sender }) => {
   sender.set_target({ address: sender.target.address });
 });
 
+container.on('sendable', ({ sender }) => sender.queue && sender.queue.pump());
 container.on('sender_close', ({ sender }) => sender.queue && sender.queue.receivers.delete(sender));
 container.on('disconnected', ({ connection }) => connection.each_sender((s) => s.queue && s.queue.receivers.delete(s)));
 
@@ -195,7 +197,7 @@ function receive({ receiver, delivery, message }) {
     case 'detach':
       return receiver.close(error(f));
     case 'reject':
-      return delivery.reject(error(f));
+      return reject(delivery, error(f));
     case 'slow':
       setTimeout(() => alive(receiver) && store(receiver, delivery, message), f.ms);
       return;
@@ -204,6 +206,12 @@ function receive({ receiver, delivery, message }) {
       return disconnect(receiver.connection);
   }
   store(receiver, delivery, message);
+}
+
+// reject answers in a turn of its own: rhea joins the outcomes of neighbouring deliveries into one frame, and takes a
+// rejection next to an acceptance for another acceptance.
+function reject(delivery, why) {
+  setImmediate(() => delivery.reject(why));
 }
 
 // store puts what came in one transfer, a message or a batch, into the queue and accepts it.
@@ -216,7 +224,7 @@ function store(receiver, delivery, message) {
     encoded = multiple ? content : [content];
   }
   if (queue.options.requiresSession && encoded.some((b) => decode(b).group_id === undefined)) {
-    return delivery && delivery.reject({
+    return delivery && reject(delivery, {
       condition: 'amqp:not-allowed',
       description: 'The SessionId was not set on a message, and it cannot be sent to the entity. Entities that have session support enabled can only receive messages that have the SessionId set to a valid value.',
     });
