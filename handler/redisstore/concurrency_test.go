@@ -43,6 +43,7 @@ func TestConcurrentBeatsLeavesSweepsAndRelays(t *testing.T) {
 		client := NewClient(Endpoint{URL: server.URL()}, "process"+strconv.Itoa(p), nil)
 		t.Cleanup(func() { _ = client.Close() })
 		store := New(client, Config{Prefix: prefix, Partitions: partitions, LeaseKeys: true})
+		t.Cleanup(store.Close)
 		if p == 0 {
 			b.store = store
 		}

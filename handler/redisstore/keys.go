@@ -7,7 +7,8 @@ import (
 )
 
 // keys names every key in Redis. The keys of one partition share a hash tag, so that each script is legal on
-// a cluster (design D11).
+// a cluster (design D11). A user's record is <prefix>{p3}<user>, short because there are so many of them; all
+// other keys go on with a slash, which is in no id.
 type keys struct {
 	prefix     string
 	partitions int
@@ -21,7 +22,7 @@ func (k keys) partition(user string) int {
 }
 
 func (k keys) in(partition int, name string) string {
-	return k.prefix + "{p" + strconv.Itoa(partition) + "}:" + name
+	return k.prefix + "{p" + strconv.Itoa(partition) + "}/" + name
 }
 
 // shared are KEYS 1 to 4 of every script.
@@ -29,23 +30,25 @@ func (k keys) shared(p int) [4]any {
 	return [4]any{k.in(p, "meta"), k.in(p, "due"), k.outbox(p), k.in(p, "quarantine")}
 }
 
-func (k keys) outbox(p int) string            { return k.in(p, "outbox") }
-func (k keys) user(p int, user string) string { return k.in(p, "u:"+user) }
+func (k keys) outbox(p int) string { return k.in(p, "outbox") }
+func (k keys) user(p int, user string) string {
+	return k.prefix + "{p" + strconv.Itoa(p) + "}" + user
+}
 
 func (k keys) lease(p int, user, session string) string {
-	return k.in(p, "lease:"+member(user, session))
+	return k.in(p, "lease/"+member(user, session))
 }
 
 // leasePartition returns the partition of a lease key; false for any other key.
 func (k keys) leasePartition(key string) (int, bool) {
 	rest, ours := strings.CutPrefix(key, k.prefix+"{p")
-	number, name, cut := strings.Cut(rest, "}:")
+	number, name, cut := strings.Cut(rest, "}/")
 	p, err := strconv.Atoi(number)
-	return p, ours && cut && err == nil && strings.HasPrefix(name, "lease:") && p >= 0 && p < k.partitions
+	return p, ours && cut && err == nil && strings.HasPrefix(name, "lease/") && p >= 0 && p < k.partitions
 }
 
 // partitionCount is where the number of partitions is recorded.
-func (k keys) partitionCount() string { return k.prefix + "partitions" }
+func (k keys) partitionCount() string { return k.prefix + "/partitions" }
 
 // member is the deadline index's name of a session. A slash is in no id.
 func member(user, session string) string { return user + "/" + session }

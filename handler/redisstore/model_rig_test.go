@@ -22,6 +22,11 @@ type rig struct {
 	lose bool
 	// full says that heartbeat.lua will be the last one: a beat of the call has groups or meta.
 	full bool
+	// cut makes lose drop the reply of renew.lua, so that heartbeat.lua does not follow; renewed are its answers.
+	cut     bool
+	renewed []string
+	// short and long count the beats that renew.lua did, and those that were left to heartbeat.lua.
+	short, long int
 }
 
 // stillTime answers TIME always alike, at stillAt.
@@ -101,24 +106,29 @@ func (r *rig) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 				script.SetErr(fmt.Errorf("make a fault: %w", cmd.Err()))
 			}
 		}
-		if r.lose && !r.leavesSome(script) {
-			r.lose = false
+		leavesSome := r.renewal(script)
+		if r.lose && (r.cut || !leavesSome) {
+			r.lose, r.cut = false, r.cut && leavesSome
 			script.SetErr(errReplyLost)
 		}
 		return script.Err()
 	}
 }
 
-// leavesSome reports whether the script is renew.lua and heartbeat.lua follows.
-func (r *rig) leavesSome(script redis.Cmder) bool {
+// renewal keeps what renew.lua answers. It reports whether the script is that one, and heartbeat.lua follows.
+func (r *rig) renewal(script redis.Cmder) bool {
 	if script.Args()[1] != stillHashes[renewScript.Hash()] {
 		return false
 	}
-	if r.full {
-		return true
+	r.renewed, _ = script.(*redis.Cmd).StringSlice()
+	for _, answer := range r.renewed {
+		if answer == "" {
+			r.long++
+		} else {
+			r.short++
+		}
 	}
-	replies, _ := script.(*redis.Cmd).StringSlice()
-	return slices.Contains(replies, "")
+	return r.full || slices.Contains(r.renewed, "")
 }
 
 // prepare puts the script with stillTime in its place.

@@ -99,6 +99,7 @@ var modelMust = []string{
 	"leave left", "leave leaving", "leave stale", "leave unknown", "leave with seq", "leave with age", "leaves in bulk",
 	"look", "claim won", "claim lost", "reply lost", "script flush", "floor raised",
 	"refused heartbeats", "refused leaves", "refused claim", "refused whole",
+	"beat done by renew.lua", "beat left to heartbeat.lua", "heartbeats cut after renew.lua",
 	"time moved", "silence of more than a day", "silence of more than 70 minutes", "record forgotten",
 	"relay next", "relay own", "relay takes over", "relay acknowledges", "whole state compared",
 	"event user.online beat", "event session.started beat", "event session.ended expired", "event session.ended left",
@@ -156,6 +157,9 @@ func newModelBench(t *testing.T, shared *modelShared, sum tally) *modelBench {
 // isCrowd reports whether a scenario has more sessions than a user may have, and than one sweep takes.
 func isCrowd(number int) bool { return number%12 == 5 }
 
+// isPlain reports whether the users of a scenario have one session each, whose beats mostly just renew it.
+func isPlain(number int) bool { return number%3 == 0 }
+
 // scenario is a few users, two sweepers and two relays that do random things.
 type scenario struct {
 	*modelBench
@@ -168,6 +172,7 @@ type scenario struct {
 	users  []string
 	names  []string
 	bulk   int  // how many items a bulk has at most
+	plain  bool // most beats have neither groups nor meta
 	leases bool // lease keys are kept
 	enact  bool // Redis deletes keys when their time is over
 	looks  [2][]Due
@@ -200,6 +205,12 @@ func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 	s.m.life = s.store.args[0].(string)
 	users := 1 + rng.IntN(5)
 	s.names = []string{presence.DefaultSession, "a", "tab:~1=+-|@._", "z"}[:1+rng.IntN(4)]
+	if isPlain(number) {
+		s.plain, s.names = true, s.names[:1]
+		if rng.IntN(2) == 0 {
+			s.names[0] = "only"
+		}
+	}
 	if isCrowd(number) {
 		users, s.bulk = 8, 50
 		for i := range 40 {
@@ -214,6 +225,10 @@ func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 	}
 	s.moveTo(stillAt + rng.Int64N(300_000_000_000))
 	defer func() {
+		s.store.Close()
+		b.tally["beat done by renew.lua"] += b.rig.short
+		b.tally["beat left to heartbeat.lua"] += b.rig.long
+		b.rig.short, b.rig.long = 0, 0
 		b.tally["scenarios"]++
 		b.tally["double offlines"] += s.ledger.doubleOfflines
 		b.tally["epochs that did not rise"] += s.ledger.epochsNotRising
@@ -517,8 +532,15 @@ func (s *scenario) lost() {
 	switch s.rng.IntN(3) {
 	case 0:
 		b := s.someBeats(s.bulk)
+		s.rig.cut = s.rng.IntN(2) == 0
 		_, err := s.sendBeats(b)
-		s.settleLost("heartbeats without a reply", b, err, func(m *model, now int64) { m.beats(now, b) })
+		applied := b
+		if s.rig.cut {
+			s.rig.cut = false
+			s.tally["heartbeats cut after renew.lua"]++
+			applied = renewed(b, s.rig.renewed)
+		}
+		s.settleLost("heartbeats without a reply", b, err, func(m *model, now int64) { m.beats(now, applied) })
 		if sent := s.now; s.rng.IntN(2) == 0 {
 			s.pass()
 			for i := range b.Ages {
@@ -543,6 +565,25 @@ func (s *scenario) lost() {
 		s.settleLost("claim without a reply", due, err, func(m *model, now int64) { m.claim(now, due[0].Members) })
 		s.claim(1)
 	}
+}
+
+// renewed returns the beats that renew.lua did: it is not asked about users of whom a beat has groups or meta.
+func renewed(b batch[presence.Beat], answers []string) (did batch[presence.Beat]) {
+	full := map[string]bool{}
+	for _, beat := range b.Items {
+		full[beat.User] = full[beat.User] || beat.Groups != nil || beat.Meta != nil
+	}
+	n := 0
+	for i, beat := range b.Items {
+		if full[beat.User] {
+			continue
+		}
+		if answers[n] != "" {
+			did.Items, did.Ages = append(did.Items, beat), append(did.Ages, b.Ages[i])
+		}
+		n++
+	}
+	return did
 }
 
 func (s *scenario) settleLost(what string, in any, err error, apply func(m *model, now int64)) {
@@ -918,18 +959,25 @@ func (s *scenario) someBeats(most int) batch[presence.Beat] {
 			TTL:   seconds(pick(s.rng, 5, 10, 45, 45, 60, 3600, 5+s.rng.IntN(3596))),
 			Grace: *seconds(pick(s.rng, 0, 0, 0, 1, 5, 600, s.rng.IntN(601)))}
 		beat.Seq = s.seq(beat.User, beat.Session)
-		switch s.rng.IntN(8) {
-		case 0:
-			beat.Groups = []string{}
-		case 1:
-			beat.Groups = []string{"g" + strconv.Itoa(s.rng.IntN(3)), "h|~"}
+		if !s.plain || s.rng.IntN(6) == 0 {
+			s.groupsAndMeta(&beat)
 		}
-		beat.Meta = pick(s.rng, nil, nil, nil, nil, json.RawMessage("{}"),
-			json.RawMessage(`{"n":`+strconv.Itoa(s.rng.IntN(9))+`,"t":"a, \"b\"\n\u20ac é %s"}`))
 		b.Items = append(b.Items, beat)
 		b.Ages = append(b.Ages, s.age(beat.User, beat.Session, (*beat.TTL+beat.Grace).Milliseconds()))
 	}
 	return b
+}
+
+// groupsAndMeta keeps, replaces or clears them.
+func (s *scenario) groupsAndMeta(b *presence.Beat) {
+	switch s.rng.IntN(8) {
+	case 0:
+		b.Groups = []string{}
+	case 1:
+		b.Groups = []string{"g" + strconv.Itoa(s.rng.IntN(3)), "h|~"}
+	}
+	b.Meta = pick(s.rng, nil, nil, nil, nil, json.RawMessage("{}"),
+		json.RawMessage(`{"n":`+strconv.Itoa(s.rng.IntN(9))+`,"t":"a, \"b\"\n\u20ac é %s"}`))
 }
 
 func (s *scenario) someLeaves(most int) batch[presence.Leave] {

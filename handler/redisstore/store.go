@@ -17,7 +17,7 @@ import (
 )
 
 // DefaultPrefix is in front of every key.
-const DefaultPrefix = "uc:"
+const DefaultPrefix = "uc"
 
 // Config says how the state is laid out.
 type Config struct {

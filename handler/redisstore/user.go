@@ -99,34 +99,37 @@ func parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error)
 // parseRecord reads a user record; lua/state.lua has its form.
 func parseRecord(id, record string) (u presence.User, ok bool) {
 	lines := strings.Split(record, "\n")
-	head := strings.Split(lines[0], ",")
-	if len(head) != 5 || head[0] != "1" {
+	head, ok := strings.CutPrefix(lines[0], "a")
+	fields := strings.Split(head, ",")
+	if !ok || len(fields) != 1 && len(fields) != 4 {
 		return u, false
 	}
+	fields = append(fields, "", "", "")
 	n := numbers{}
-	u = presence.User{ID: id, Status: presence.Offline, Epoch: n.parse(head[1], 0), Groups: strings.Fields(head[4])}
+	u = presence.User{ID: id, Status: presence.Offline, Epoch: n.parse(fields[0], 0), Groups: strings.Fields(fields[3])}
 	if u.Epoch > 0 {
-		u.Since = time.UnixMilli(u.Epoch - n.parse(head[2], 0)).UTC()
+		u.Since = time.UnixMilli(u.Epoch - n.parse(fields[1], 0)).UTC()
 	}
-	seen := n.parse(head[3], 0)
+	seen := n.parse(fields[2], 0)
 	for _, line := range lines[1:] {
 		if line == "" || line[0] == '-' {
 			continue
 		}
-		f := strings.SplitN(line[1:], ",", 8)
-		if len(f) != 8 || line[0] != '+' && line[0] != '~' {
+		f := strings.SplitN(line[1:], ",", 8) // last, ttl, session, start, grace, due, seq, meta
+		if line[0] != '+' && line[0] != '~' || len(f) > 2 && len(f) != 8 {
 			return u, false
 		}
+		f = append(f, "", "", "", "", "", "", "")
 		s := presence.Session{
-			ID:         f[0],
-			StartEpoch: u.Epoch - n.parse(f[1], 0),
-			TTL:        time.Duration(n.parse(f[2], int64(presence.DefaultTTL/time.Second))) * time.Second,
-			Grace:      time.Duration(n.parse(f[3], 0)) * time.Second,
+			ID:         f[2],
+			StartEpoch: u.Epoch - n.parse(f[3], 0),
+			TTL:        time.Duration(n.parse(f[1], int64(presence.DefaultTTL/time.Second))) * time.Second,
+			Grace:      time.Duration(n.parse(f[4], 0)) * time.Second,
 		}
 		if s.ID == "" {
 			s.ID = presence.DefaultSession
 		}
-		last := u.Epoch + n.parse(f[4], 0)
+		last := u.Epoch + n.parse(f[0], 0)
 		s.ExpiresAt = time.UnixMilli(last + n.parse(f[5], (s.TTL+s.Grace).Milliseconds())).UTC()
 		if f[7] != "" {
 			s.Meta = json.RawMessage(f[7])

@@ -6,8 +6,9 @@
 -- RETURN one string a beat, with commas between: epoch, due, the session's last seq or ''; or '' where
 --       heartbeat.lua must do it.
 
--- The record of a user with one live session; state.lua has its form.
-local ONE_SESSION = '^(1,(%d+),[^\n]*\n)%+([^,]*),(%d*),%d*,%d*,(%-?%d*),%-?%d*,(%d*),([^\n]*)$'
+-- The record of a user with one live session, in the short form and in the long one; state.lua has both.
+local SHORT = '^(a(%d+)[^\n]*\n)%+(%-?%d*),?%d*$'
+local LONG = '^(a(%d+)[^\n]*\n)%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
 
 local left_out = {} -- user records whose beats are not applied here: later ones must not overtake earlier ones
 
@@ -15,8 +16,10 @@ local function renew(user_key, lease_key, session, member, ttl, grace, age, left
   if not life or left <= 0 or left_out[user_key] then return '' end
   local raw = redis.pcall('GET', user_key)
   if type(raw) ~= 'string' then return '' end
-  local head, epoch, name, start, last, last_seq, meta = string.match(raw, ONE_SESSION)
-  if name ~= session then return '' end
+  local name, start, last_seq, meta = '', '', '', ''
+  local head, epoch, last = string.match(raw, SHORT)
+  if not head then head, epoch, last, name, start, last_seq, meta = string.match(raw, LONG) end
+  if not head or name ~= session then return '' end
   local instant = now - age - epoch -- after the epoch, as the record counts
   if instant < (tonumber(last) or 0) then return '' end
   if seq == '' then
@@ -26,7 +29,13 @@ local function renew(user_key, lease_key, session, member, ttl, grace, age, left
   end
   local due = now + left
   redis.call('ZADD', DUE, due, member) -- first, as it is refused when memory is full or the type is wrong
-  redis.call('SET', user_key, head .. '+' .. name .. ',' .. start .. ',' .. ttl .. ',' .. grace .. ',' .. instant .. ',,' .. seq .. ',' .. meta)
+  local line = head .. '+' .. instant
+  if name ~= '' or start ~= '' or grace ~= '' or seq ~= '' or meta ~= '' then
+    line = line .. ',' .. ttl .. ',' .. name .. ',' .. start .. ',' .. grace .. ',,' .. seq .. ',' .. meta
+  elseif ttl ~= '' then
+    line = line .. ',' .. ttl
+  end
+  redis.call('SET', user_key, line)
   if LEASES then redis.call('SET', lease_key, '1', 'PX', left) end
   return epoch .. ',' .. due .. ',' .. seq
 end

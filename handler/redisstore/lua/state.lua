@@ -4,11 +4,13 @@
 -- Outbox entry: one field e, lines of: version, type, user, session, epoch, reason, basis, deadline,
 -- detected at, last seen, life, generation, n, traceparent, groups, sessions, meta.
 --
--- User record: a string, one line for the user and one for each session.
---   1,<epoch>,<epoch - since>,<seen>,<groups>
---   +<session>,<epoch - start epoch>,<ttl s>,<grace s>,<last - epoch>,<due - last>,<seq>,<meta>    live
---   ~ the same                                                                    live, leaving in its grace
---   -<session>,<last - epoch>,<seq>,<ended - last>                                                  ended
+-- User record: a string, one line for the user and one for each session. Lines that say the usual have a short form.
+--   a<epoch>                                                        since = epoch, not seen before, no groups
+--   a<epoch>,<epoch - since>,<seen>,<groups>
+--   +<last - epoch>  or  +<last - epoch>,<ttl s>                    live: session "default", all else as usual
+--   +<last - epoch>,<ttl s>,<session>,<epoch - start epoch>,<grace s>,<due - last>,<seq>,<meta>       live
+--   ~ instead of +                                                  live, leaving in its grace
+--   -<session>,<last - epoch>,<seq>,<ended - last>                  ended
 -- "last" is the instant of the last applied beat or leave. An empty field is the usual value: session
 -- "default", ttl 45, a difference of 0, due = last + ttl + grace, no seq, no meta. Ids hold neither comma,
 -- blank nor line end; meta is compact JSON without line ends, and is last.
@@ -42,28 +44,36 @@ local function parse(raw)
   local u = { live = {}, ended = {} }
   local base
   for line in string.gmatch(raw, '[^\n]+') do
+    local kind = string.sub(line, 1, 1)
     if not base then
-      local epoch, since, seen, groups = string.match(line, '^1,(%d*),(%-?%d*),(%d*),(.*)$')
+      local epoch, since, seen, groups = string.match(line, '^a(%d*)$'), '', '', ''
+      if not epoch then epoch, since, seen, groups = string.match(line, '^a(%d*),(%-?%d*),(%d*),([^,]*)$') end
       if not epoch then return nil end
       u.epoch, u.groups, u.seen = tonumber(epoch), groups, tonumber(seen)
       base = u.epoch or 0
       u.since = base - (tonumber(since) or 0)
-    elseif string.sub(line, 1, 1) == '-' then
+    elseif kind == '-' then
       local name, last, seq, ended = string.match(line, '^%-([^,]*),(%-?%d*),(%d*),(%-?%d*)$')
       if not name then return nil end
       local e = { name = name, last = field(last, base), seq = seq }
       e.ended = field(ended, e.last)
       if name == '' then e.name = 'default' end
       if now - e.ended < END_MEMORY then u.ended[#u.ended + 1] = e end
-    else
-      local kind, name, start, ttl, grace, last, due, seq, meta =
-        string.match(line, '^([+~])([^,]*),(%d*),(%d*),(%d*),(%-?%d*),(%-?%d*),(%d*),(.*)$')
-      if not kind then return nil end
+    elseif kind == '+' or kind == '~' then
+      local name, start, grace, due, seq, meta = '', '', '', '', '', ''
+      local last, ttl = string.match(line, '^.(%-?%d*),?(%d*)$')
+      if not last then
+        last, ttl, name, start, grace, due, seq, meta =
+          string.match(line, '^.(%-?%d*),(%d*),([^,]*),(%d*),(%d*),(%-?%d*),(%d*),(.*)$')
+      end
+      if not last then return nil end
       local s = { name = name, start = base - (tonumber(start) or 0), ttl = tonumber(ttl) or 45,
         grace = tonumber(grace) or 0, last = field(last, base), seq = seq, meta = meta, leaving = kind == '~' }
       s.due = s.last + (tonumber(due) or (s.ttl + s.grace) * 1000)
       if name == '' then s.name = 'default' end
       u.live[#u.live + 1] = s
+    else
+      return nil
     end
   end
   if not base then return nil end
@@ -96,13 +106,20 @@ local function save(key, u)
   local base = u.epoch or 0
   local since = ''
   if u.epoch then since = delta(u.epoch, u.since) end
-  local lines = { '1,' .. (u.epoch or '') .. ',' .. since .. ',' .. (u.seen or '') .. ',' .. u.groups }
-  for _, s in ipairs(u.live) do
-    local due = ''
+  local head = 'a' .. (u.epoch or '')
+  if since ~= '' or u.seen or u.groups ~= '' then head = head .. ',' .. since .. ',' .. (u.seen or '') .. ',' .. u.groups end
+  local lines = { head }
+  for i, s in ipairs(u.live) do
+    local line = (s.leaving and '~' or '+') .. delta(s.last, base)
+    local ttl, name, start, grace, due = or_empty(s.ttl, 45), or_empty(s.name, 'default'), delta(base, s.start), or_empty(s.grace, 0), ''
     if s.due - s.last ~= (s.ttl + s.grace) * 1000 then due = s.due - s.last end
-    lines[#lines + 1] = (s.leaving and '~' or '+') .. or_empty(s.name, 'default') .. ',' .. delta(base, s.start) .. ',' ..
-      or_empty(s.ttl, 45) .. ',' .. or_empty(s.grace, 0) .. ',' .. delta(s.last, base) .. ',' .. due .. ',' ..
-      s.seq .. ',' .. s.meta
+    local more = name .. ',' .. start .. ',' .. grace .. ',' .. due .. ',' .. s.seq .. ',' .. s.meta
+    if more ~= ',,,,,' then
+      line = line .. ',' .. ttl .. ',' .. more
+    elseif ttl ~= '' then
+      line = line .. ',' .. ttl
+    end
+    lines[i + 1] = line
   end
   local keep = 0
   if u.epoch then keep = u.since + RECORD_MEMORY - now end
