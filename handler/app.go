@@ -20,6 +20,7 @@ import (
 	"userconnectivity/handler/expiry"
 	"userconnectivity/handler/identity"
 	"userconnectivity/handler/localqueue"
+	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
@@ -51,6 +52,7 @@ type app struct {
 	cfg      config.Config
 	log      *slog.Logger
 	redis    *redisstore.Client
+	breaker  *maintenance.Breaker
 	store    *redisstore.Store
 	records  recordStore
 	sender   sender
@@ -63,7 +65,8 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	a := &app{cfg: cfg, log: log}
 	var err error
 	who := identity.New()
-	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, nil)
+	a.breaker = maintenance.New(maintenance.Config{Log: log, Ping: func(ctx context.Context) error { return a.redis.Ping(ctx) }})
+	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
 	a.records = newRecords(cfg, who)
 	if a.sender, err = newSender(cfg, who, log); err != nil {
@@ -143,15 +146,53 @@ var errNoQueue = &presence.Error{Kind: presence.Unavailable, Message: "no queue 
 func (noSender) Send(context.Context, string, []queue.Message) error { return errNoQueue }
 func (noSender) Ping(context.Context, string) error                  { return errNoQueue }
 
-// subscribe keeps the one subscription of this process.
+// subscribe keeps the one subscription of this process, to expired events and to Azure's maintenance messages.
+// A process without the listener has one only where the budget of connections allows it.
 func (a *app) subscribe(ctx context.Context) {
-	var s redisstore.Subscriber
+	s := redisstore.Subscriber{Maintenance: func(text string) { a.breaker.Notify(maintenance.Parse(text, time.Now())) }}
 	if a.cfg.Listener {
 		s.Subscribed, s.Expired = a.listener.RingAll, a.listener.Ring
+	} else if !a.maySubscribe(ctx) {
+		return
 	}
 	a.redis.Subscribe(ctx, s, func(err error) {
 		a.log.DebugContext(ctx, "the Redis subscription was lost; it is made again", "error", err)
 	})
+}
+
+// serverCheck is how often a process that may be short of connections looks whether Redis has answered yet.
+const serverCheck = time.Second
+
+// maySubscribe reports whether a process without the listener may have a second connection. With the setting
+// auto that depends on what Redis allows, which is known once the first request has connected.
+func (a *app) maySubscribe(ctx context.Context) bool {
+	switch a.cfg.MaintenanceEvents {
+	case "on":
+		return true
+	case "off":
+		return false
+	}
+	t := time.NewTicker(serverCheck)
+	defer t.Stop()
+	for {
+		if _, _, ok := a.redis.Server(); ok {
+			return a.budget(2).Fits()
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+		}
+	}
+}
+
+// budget is the arithmetic of connections with so many for each process.
+func (a *app) budget(perProcess int) redisstore.Budget {
+	limit := a.cfg.RedisMaxClients
+	if server, _, ok := a.redis.Server(); limit == 0 && ok {
+		limit = server.MaxClients
+	}
+	return redisstore.Budget{PerProcess: perProcess, Instances: a.cfg.MaxInstances, Limit: limit}
 }
 
 // closeTimeout bounds the end of a handler that is asked to end.
@@ -199,6 +240,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 			log.WarnContext(ctx, "the parent process has gone: ending")
 			cancel()
 		})
+		return nil
+	})
+	g.Go(func() error {
+		a.breaker.Run(ctx)
 		return nil
 	})
 	g.Go(func() error {

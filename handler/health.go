@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
+	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
 )
@@ -44,10 +46,41 @@ func (a *app) Health(ctx context.Context) map[string]triggers.Part {
 }
 
 func (a *app) redisPart(ctx context.Context) triggers.Part {
-	if err := a.store.Ping(ctx); err != nil {
-		return triggers.Part{"status": "down", "detail": err.Error()}
+	breaker := a.breaker.State()
+	part := triggers.Part{"status": "ok", "breaker": breaker.Status, "partitions": a.cfg.Partitions, "lastMaintenance": lastMaintenance(breaker.Events)}
+	err := a.store.Ping(ctx)
+	server, connections, connected := a.redis.Server()
+	perProcess := 1
+	if connected {
+		perProcess = max(connections, 1)
+		part["version"], part["cluster"], part["connections"] = server.Version, server.Cluster, connections
 	}
-	return triggers.Part{"status": "ok", "partitions": a.cfg.Partitions}
+	budget := a.budget(perProcess)
+	part["budget"] = map[string]any{"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
+		"used": budget.Used(), "limit": budget.Limit}
+	warnings := budget.Warnings()
+	switch {
+	case err != nil:
+		part["status"], part["detail"] = "down", err.Error()
+	case breaker.Status == maintenance.Open:
+		part["status"], part["detail"] = "degraded", breaker.Reason
+	case len(warnings) > 0:
+		part["status"], part["detail"] = "degraded", strings.Join(warnings, "; ")
+	}
+	return part
+}
+
+// lastMaintenance shows the last messages, newest first.
+func lastMaintenance(events []maintenance.Event) []map[string]any {
+	shown := make([]map[string]any, len(events))
+	for i, e := range events {
+		shown[i] = map[string]any{"type": e.Type, "start": presence.FormatOptional(e.Start), "received": presence.FormatTime(e.Received),
+			"lagMs": e.Lag().Milliseconds(), "raw": e.Raw, "address": nil}
+		if e.Address.IsValid() {
+			shown[i]["address"] = e.Address.String()
+		}
+	}
+	return shown
 }
 
 func (a *app) queuePart(ctx context.Context) triggers.Part {

@@ -53,7 +53,7 @@ type file struct {
 
 func (s *Store) openFile(ctx context.Context) (_ *file, err error) {
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
-		return nil, errors.Join(err, eventlog.ErrUnavailable)
+		return nil, fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
 	}
 	var opened []interface{ Close() error }
 	defer func() {
