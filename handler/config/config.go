@@ -24,8 +24,14 @@ type Secret string
 // String hides the secret.
 func (Secret) String() string { return "[redacted]" }
 
+// GoString hides the secret from %#v.
+func (Secret) GoString() string { return "[redacted]" }
+
 // LogValue hides the secret in logs.
 func (Secret) LogValue() slog.Value { return slog.StringValue("[redacted]") }
+
+// MarshalText hides the secret in JSON, and so in a log of the whole Config.
+func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
 
 // Config is every setting of the handler.
 type Config struct {

@@ -27,6 +27,8 @@ const (
 	retryWait = 100 * time.Millisecond
 	// settingsCheck is how often notify-keyspace-events is looked at: a server that cycles may lose it.
 	settingsCheck = 15 * time.Second
+	// reportEvery is how often the listener logs how it is.
+	reportEvery = time.Minute
 	// stuckAfter is how old the last sweep may be before Supervise begins anew.
 	stuckAfter = 30 * time.Second
 )
@@ -34,14 +36,14 @@ const (
 // Listener wakes for each deadline and for each expired event, and sweeps. The deadline index is the truth;
 // an expired event is a doorbell only (design D1).
 type Listener struct {
-	client     *redisstore.Client
-	store      *redisstore.Store
-	relay      *Relay
-	log        *slog.Logger
-	bell       chan struct{}
-	rung       []atomic.Bool // by partition: an expired event of one of its leases came in
-	plan       []plan        // by partition; only the sweep uses it
-	looked     time.Time     // when the sweep last looked at every partition
+	client *redisstore.Client
+	store  *redisstore.Store
+	relay  *Relay
+	log    *slog.Logger
+	bell   chan struct{}
+	rung   []atomic.Bool // by partition: an expired event of one of its leases came in
+	plan   []plan        // by partition; only the sweep uses it
+	looked time.Time     // when the sweep last looked at every partition
 
 	mu      sync.Mutex
 	state   State
@@ -228,11 +230,11 @@ func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore
 	if err != nil {
 		return nil, err
 	}
-	l.count(ctx, claims)
+	l.count(claims)
 	return due, nil
 }
 
-func (l *Listener) count(ctx context.Context, c redisstore.Claims) {
+func (l *Listener) count(c redisstore.Claims) {
 	if len(c.Late) == 0 && c.Quarantined == 0 {
 		return
 	}
@@ -240,13 +242,26 @@ func (l *Listener) count(ctx context.Context, c redisstore.Claims) {
 	for _, late := range c.Late {
 		latest = max(latest, late)
 	}
-	l.log.InfoContext(ctx, "claimed", "sessions", len(c.Late), "latest_ms", latest.Milliseconds(), "lost", c.Lost, "quarantined", c.Quarantined)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state.Claimed += int64(len(c.Late))
 	l.state.Lost += int64(c.Lost)
 	l.state.Quarantined += int64(c.Quarantined)
 	l.state.Lateness = latest
+}
+
+// tell logs what was claimed since the last call, and every reportEvery how the listener is: the alerts read
+// that line (infra/modules/alerts.bicep).
+func (l *Listener) tell(ctx context.Context, before State, report bool) State {
+	s := l.State()
+	if claimed, junk := s.Claimed-before.Claimed, s.Quarantined-before.Quarantined; claimed > 0 || junk > 0 {
+		l.log.InfoContext(ctx, "claimed", "sessions", claimed, "latest_ms", s.Lateness.Milliseconds(), "lost", s.Lost-before.Lost, "quarantined", junk)
+	}
+	if report {
+		l.log.InfoContext(ctx, "listener report", "lagMs", s.Lag(time.Now()).Milliseconds(), "outboxDepth", s.Outbox,
+			"oldestOutboxMs", s.Oldest.Milliseconds(), "claimed", s.Claimed, "relayed", s.Relayed, "notifications", string(s.Notifications))
+	}
+	return s
 }
 
 // errorIsNew records the fault and reports whether it is the first of an outage: one line tells of it.
@@ -287,15 +302,22 @@ func (l *Listener) wakeUp() {
 	}
 }
 
-// settingsLoop keeps notify-keyspace-events on where the server allows it, and measures the oldest entry.
+// settingsLoop keeps notify-keyspace-events on where the server allows it, measures the oldest entry, and logs.
 func (l *Listener) settingsLoop(ctx context.Context) {
-	check := time.Time{}
+	var checked, reported time.Time
+	told := l.State()
 	for ctx.Err() == nil {
-		if time.Since(check) >= settingsCheck {
-			check = time.Now()
+		now := time.Now()
+		if now.Sub(checked) >= settingsCheck {
+			checked = now
 			l.checkNotifications(ctx)
 		}
 		l.measureOutbox(ctx)
+		report := now.Sub(reported) >= reportEvery
+		if report {
+			reported = now
+		}
+		told = l.tell(ctx, told, report)
 		sleep(ctx, time.Second)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,7 +132,7 @@ func (r *Relay) relayWaiting(ctx context.Context) error {
 			continue
 		}
 		g.Go(func() error {
-			if err := r.drain(ctx, p); err != nil {
+			if err := r.drainSafely(ctx, p); err != nil {
 				r.waiting[p].Store(true)
 				return fmt.Errorf("relay partition %d: %w", p, err)
 			}
@@ -139,6 +140,18 @@ func (r *Relay) relayWaiting(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// drainSafely drains, and makes a panic the fault of that partition alone: outside of its goroutine nobody could
+// recover it, and it would end the process.
+func (r *Relay) drainSafely(ctx context.Context, p int) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("panicked: %v", cause)
+			r.log.ErrorContext(ctx, "relay panicked", "partition", p, "panic", fmt.Sprint(cause), "stack", string(debug.Stack()))
+		}
+	}()
+	return r.drain(ctx, p)
 }
 
 // drain relays one partition until its outbox has nothing new. A batch that failed is taken up where it

@@ -3,6 +3,7 @@ package presence
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -58,7 +59,12 @@ func (t *Tracker) archived(ctx context.Context, live []*User, ids []string, stal
 			users[i] = *u
 			continue
 		}
-		g.Go(func() error {
+		g.Go(func() (err error) {
+			defer func() { // outside of this goroutine nobody could recover it
+				if p := recover(); p != nil {
+					err = fmt.Errorf("read user %s from the users store: panicked: %v\n%s", ids[i], p, debug.Stack())
+				}
+			}()
 			u, known, err := t.archive.User(ctx, ids[i])
 			if err != nil {
 				return fmt.Errorf("read user %s from the users store: %w", ids[i], err)

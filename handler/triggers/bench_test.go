@@ -66,6 +66,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 	client := redisstore.NewClient(redisstore.Endpoint{URL: redisURL}, b.t.Name(), nil)
 	b.t.Cleanup(func() { _ = client.Close() })
 	b.store = redisstore.New(client, redisstore.Config{Prefix: b.prefix, Partitions: partitions, LeaseKeys: true})
+	b.t.Cleanup(b.store.Close)
 	b.records = &records{Store: sqlitestore.New(filepath.Join(b.t.TempDir(), "events.db"))}
 	b.t.Cleanup(func() { _ = b.records.Close() })
 	b.queues = &queues{seen: map[string]bool{}}
@@ -182,7 +183,7 @@ func (a *answer) is(status int) {
 func (b *bench) pass(d time.Duration) {
 	b.t.Helper()
 	for _, p := range []string{"{p0}", "{p1}"} {
-		if err := b.raw.HIncrBy(b.t.Context(), b.prefix+p+":meta", "offset", d.Milliseconds()).Err(); err != nil {
+		if err := b.raw.HIncrBy(b.t.Context(), b.prefix+p+"/meta", "offset", d.Milliseconds()).Err(); err != nil {
 			b.t.Fatal(err)
 		}
 	}

@@ -254,7 +254,7 @@ func TestExampleSettings(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, example[name], value)
 		}
 	}
-	host := []string{"FUNCTIONS_WORKER_RUNTIME", "AzureWebJobsStorage", "ServiceBusConnection"}
+	host := []string{"FUNCTIONS_WORKER_RUNTIME", "AzureWebJobsStorage"}
 	read := map[string]bool{}
 	if _, err := config.FromEnv(func(name string) (string, bool) { read[name] = true; return "", false }); err != nil {
 		t.Fatal(err)

@@ -70,7 +70,7 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 		receipt, err := q.Tracker.Heartbeats(ctx, beats)
 		switch {
 		case err != nil && m.Delivery >= q.MaxDelivery:
-			bad = append(bad, rejected{message: m, item: m.Body, reason: fmt.Errorf("failed at its last delivery, the %dth: %w", m.Delivery, err)})
+			bad = append(bad, rejected{message: m, item: m.Body, reason: fmt.Errorf("failed at its last delivery, number %d: %w", m.Delivery, err)})
 		case err != nil:
 			faults = append(faults, err)
 		}

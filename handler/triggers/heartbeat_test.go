@@ -28,6 +28,9 @@ func (b *bench) beat(body any) receipt {
 	return r
 }
 
+// paced reports whether the next beat is asked for within a third and half of the ttl, as the load has it.
+func paced(beatAfter, ttl int) bool { return beatAfter >= ttl/3 && beatAfter <= ttl/2 }
+
 // due is when the session ends.
 func (r receipt) due(t *testing.T) time.Time {
 	t.Helper()
@@ -46,7 +49,7 @@ func TestHeartbeatOfASession(t *testing.T) {
 	b := setup(t)
 	first := b.beat(object{"user": "ann"})
 	if first.User != "ann" || first.Session != "default" || first.Status != "online" || first.Change != "online" ||
-		first.Epoch == nil || first.BeatAfterSeconds != 15 || first.Seq != nil {
+		first.Epoch == nil || !paced(first.BeatAfterSeconds, 45) || first.Seq != nil {
 		t.Fatalf("first beat: %+v", first)
 	}
 	started := time.UnixMilli(*first.Epoch)
@@ -55,7 +58,7 @@ func TestHeartbeatOfASession(t *testing.T) {
 	}
 	b.pass(10 * time.Second)
 	second := b.beat(object{"user": "ann", "ttlSeconds": 90, "graceSeconds": 30})
-	if second.Change != "renewed" || *second.Epoch != *first.Epoch || second.BeatAfterSeconds != 30 {
+	if second.Change != "renewed" || *second.Epoch != *first.Epoch || !paced(second.BeatAfterSeconds, 90) {
 		t.Errorf("second beat: %+v", second)
 	}
 	if held := second.due(t).Sub(started); held < 129*time.Second || held > 131*time.Second {

@@ -35,7 +35,7 @@ func TestHeartbeatsAreJudgedOneByOne(t *testing.T) {
 		object{"user": "eve", "meta": strings.Repeat("x", 2000)},
 		object{"user": "ann", "session": "laptop", "ttlSeconds": 60},
 	}}}).into(200, &got)
-	if got.Accepted != 3 || got.Deferred != 0 || got.Stale != 1 || got.BeatAfterSeconds != 10 {
+	if got.Accepted != 3 || got.Deferred != 0 || got.Stale != 1 || !paced(got.BeatAfterSeconds, 30) {
 		t.Errorf("%+v", got)
 	}
 	want := map[int]string{1: "/user", 2: "object", 4: "/ttlSeconds must be a whole number of seconds between 5 and 3600",
@@ -65,7 +65,7 @@ func TestHeartbeatsTakeAThousand(t *testing.T) {
 	}
 	var got bulk
 	b.post("/api/heartbeats", object{"heartbeats": beats}).into(200, &got)
-	if got.Accepted != 1000 || len(got.Rejected) != 0 || got.BeatAfterSeconds != 1 {
+	if got.Accepted != 1000 || len(got.Rejected) != 0 || !paced(got.BeatAfterSeconds, 5) {
 		t.Errorf("%+v", got)
 	}
 	for i, s := range b.query(users...) {
@@ -74,7 +74,7 @@ func TestHeartbeatsTakeAThousand(t *testing.T) {
 		}
 	}
 	b.post("/api/heartbeats", object{"heartbeats": []object{}}).into(200, &got)
-	if got.Accepted != 0 || got.Rejected == nil || got.BeatAfterSeconds != 15 {
+	if got.Accepted != 0 || got.Rejected == nil || !paced(got.BeatAfterSeconds, 45) {
 		t.Errorf("none: %+v", got)
 	}
 }

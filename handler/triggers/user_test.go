@@ -74,7 +74,7 @@ func TestUserAfterRedisForgot(t *testing.T) {
 	b.succeeds("ConnectivityWorker", b.relay()...)
 	before := b.user("ann")
 	// What Redis does itself after 24 hours: the record's time to live passes.
-	keys, err := b.raw.Keys(t.Context(), b.prefix+"{p*}:u:ann").Result()
+	keys, err := b.raw.Keys(t.Context(), b.prefix+"{p*}ann").Result()
 	if err != nil || len(keys) != 1 {
 		t.Fatalf("%q, %v", keys, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,7 +95,7 @@ func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 		it.attempt = eventlog.Attempt{Replay: replay, Delivery: max(d.Count, 1)}
 		if it.readable = it.poison == nil; it.readable {
 			g.Go(func() error {
-				it.applied, it.fault = w.users.Apply(ctx, it.event)
+				w.apply(ctx, it)
 				return nil
 			})
 		}
@@ -101,7 +103,7 @@ func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 	_ = g.Wait() // each item keeps its own fault
 	for _, it := range items {
 		if it.fault != nil && it.delivery.Count >= w.maxDelivery {
-			it.poison = fmt.Errorf("failed at its last delivery, the %dth: %w", it.delivery.Count, it.fault)
+			it.poison = fmt.Errorf("failed at its last delivery, number %d: %w", it.delivery.Count, it.fault)
 			it.fault = nil
 		}
 	}
@@ -121,6 +123,18 @@ func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 		return fmt.Errorf("%d of %d events failed: %w", len(faults), len(items), faults[0])
 	}
 	return nil
+}
+
+// apply applies one event. A panic is the fault of that event alone: outside of this goroutine nobody could
+// recover it, and it would end the process.
+func (w *Worker) apply(ctx context.Context, it *item) {
+	defer func() {
+		if p := recover(); p != nil {
+			it.fault = fmt.Errorf("panicked: %v", p)
+			w.log.ErrorContext(ctx, "applying an event panicked", "event_id", it.event.ID, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
+	it.applied, it.fault = w.users.Apply(ctx, it.event)
 }
 
 // updates is the prefix of each event's history that the worker knows.
@@ -192,7 +206,8 @@ func (w *Worker) reject(ctx context.Context, from string, items []*item) error {
 	return nil
 }
 
-// DeadLetters logs what the broker itself gave up on.
+// DeadLetters logs what the broker itself gave up on. An event that was applied stays done: what the broker gave
+// up is only a message whose batch was not settled in time.
 func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
 	now := time.Now()
 	var updates []eventlog.Update
@@ -211,9 +226,21 @@ func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
 		if e.ID == "" {
 			continue
 		}
+		done, readErr := w.wasDone(ctx, e.ID, replay)
+		if readErr != nil {
+			return fmt.Errorf("read event %s: %w", e.ID, readErr)
+		}
+		if done {
+			continue
+		}
+		var steps []eventlog.Step
+		if err == nil {
+			steps = append(steps, eventlog.Step{Status: eventlog.Detected, At: e.DetectedAt})
+		}
 		// It comes after every delivery of its replay.
 		attempt := eventlog.Attempt{Replay: replay, Delivery: w.maxDelivery + 1}
-		updates = append(updates, eventlog.Update{Event: e, Steps: []eventlog.Step{{Status: eventlog.Dead, At: now, Detail: reason, Attempt: attempt}}})
+		steps = append(steps, eventlog.Step{Status: eventlog.Dead, At: now, Detail: reason, Attempt: attempt})
+		updates = append(updates, eventlog.Update{Event: e, Steps: steps})
 	}
 	if err := w.events.Write(ctx, updates); err != nil {
 		return fmt.Errorf("log %d dead letters: %w", len(updates), err)
@@ -221,8 +248,20 @@ func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
 	return nil
 }
 
+// wasDone reports whether a delivery of the event's given replay (0 is the original) was applied.
+func (w *Worker) wasDone(ctx context.Context, id string, replay int) (bool, error) {
+	record, err := w.events.Event(ctx, id)
+	if errors.Is(err, eventlog.ErrNotFound) {
+		return false, nil
+	}
+	return slices.ContainsFunc(record.History, func(s eventlog.Step) bool {
+		return s.Status == eventlog.Done && s.Attempt.Replay == replay
+	}), err
+}
+
 // Replay sends an event to the events queue again, under a MessageId of its own, and logs that. It returns
-// eventlog.ErrNotFound for an event that the log does not hold.
+// eventlog.ErrNotFound for an event that the log does not hold, and an *Error of kind Unavailable when the queue
+// cannot be reached.
 func (w *Worker) Replay(ctx context.Context, id string) error {
 	record, err := w.events.Event(ctx, id)
 	if err != nil {
@@ -234,7 +273,7 @@ func (w *Worker) Replay(ctx context.Context, id string) error {
 		return err
 	}
 	if err := w.sender.Send(ctx, w.eventsQueue, []queue.Message{m}); err != nil {
-		return fmt.Errorf("send event %s again: %w", id, err)
+		return &presence.Error{Kind: presence.Unavailable, Message: "the queue cannot be reached: try again", Err: fmt.Errorf("send event %s again: %w", id, err)}
 	}
 	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}
 	if err := w.events.Write(ctx, []eventlog.Update{{Event: record.Event, Steps: []eventlog.Step{step}}}); err != nil {

@@ -161,8 +161,10 @@ func TestPackageRefusesWhatTheHostCouldNotRun(t *testing.T) {
 	}{
 		"no handler": {func(t *testing.T, dir string) { remove(t, dir, "handler") }, "handler is not a Linux program"},
 		"a script":   {func(t *testing.T, dir string) { write(t, dir, "handler", "#!/bin/sh\n") }, "handler is not a Linux program"},
-		"another processor": {func(t *testing.T, dir string) { write(t, dir, "handler", string(program(t, "linux", "arm64"))) },
-			"GOOS=linux GOARCH=amd64"},
+		"another processor": {
+			func(t *testing.T, dir string) { write(t, dir, "handler", string(program(t, "linux", "arm64"))) },
+			"GOOS=linux GOARCH=amd64",
+		},
 		"no host.json":       {func(t *testing.T, dir string) { remove(t, dir, "host.json") }, "host.json"},
 		"a broken host.json": {func(t *testing.T, dir string) { write(t, dir, "host.json", "{") }, "parse host.json"},
 		"another name": {func(t *testing.T, dir string) {

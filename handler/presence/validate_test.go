@@ -1,0 +1,254 @@
+package presence_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"userconnectivity/handler/presence"
+)
+
+func TestCheckID(t *testing.T) {
+	t.Parallel()
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~:@|+=-"
+	for b := range 256 {
+		id := "a" + string([]byte{byte(b)})
+		if wrong := presence.CheckID(id); (wrong == "") != strings.Contains(alphabet, id[1:]) {
+			t.Errorf("%q: %q", id, wrong)
+		}
+	}
+	for id, want := range map[string]string{
+		"": "must not be empty", ".": "must not be . or ..", "..": "must not be . or ..", "...": "", "a": "", "-": "", "é": "characters",
+		strings.Repeat("x", 128): "", strings.Repeat("x", 129): "at most 128 characters, has 129",
+	} {
+		if got := presence.CheckID(id); got != want && (want == "" || !strings.Contains(got, want)) {
+			t.Errorf("%q: %q, want %q", id, got, want)
+		}
+	}
+}
+
+// taking is a live state that keeps what reaches it.
+type taking struct {
+	beats   []presence.Beat
+	leaves  []presence.Leave
+	changes map[string]presence.Change
+	err     error
+}
+
+func (s *taking) Heartbeats(_ context.Context, beats []presence.Beat) ([]presence.BeatOutcome, error) {
+	s.beats = append(s.beats, beats...)
+	outcomes := make([]presence.BeatOutcome, len(beats))
+	for i, b := range beats {
+		outcomes[i] = presence.BeatOutcome{Change: presence.ChangeRenewed, Status: presence.Online}
+		if c, ok := s.changes[b.User]; ok {
+			outcomes[i].Change = c
+		}
+	}
+	return outcomes, s.err
+}
+
+func (s *taking) Leaves(_ context.Context, leaves []presence.Leave) ([]presence.LeaveOutcome, error) {
+	s.leaves = append(s.leaves, leaves...)
+	return make([]presence.LeaveOutcome, len(leaves)), s.err
+}
+
+func (s *taking) Users(_ context.Context, ids []string) ([]*presence.User, error) {
+	return make([]*presence.User, len(ids)), s.err
+}
+
+func seconds(n int) *time.Duration { d := time.Duration(n) * time.Second; return &d }
+
+func number(n int64) *int64 { return &n }
+
+// pointers are the fields that an error names.
+func pointers(err error) []string {
+	var e *presence.Error
+	if !errors.As(err, &e) {
+		return nil
+	}
+	var all []string
+	for _, f := range e.Fields {
+		all = append(all, f.Pointer)
+	}
+	return all
+}
+
+func TestBeatsAreChecked(t *testing.T) {
+	t.Parallel()
+	groups := func(n int) []string {
+		names := make([]string, n)
+		for i := range names {
+			names[i] = fmt.Sprint("g", i)
+		}
+		return names
+	}
+	sized := func(n int) json.RawMessage {
+		return json.RawMessage(`{ "a" : "` + strings.Repeat("x", n-len(`{"a":""}`)) + `" }`)
+	}
+	for _, tt := range []struct {
+		name  string
+		beat  presence.Beat
+		wrong []string
+	}{
+		{"smallest", presence.Beat{}, nil},
+		{"least", presence.Beat{TTL: seconds(5), Seq: number(0), Groups: []string{}, Meta: json.RawMessage("{}")}, nil},
+		{"most", presence.Beat{TTL: seconds(3600), Grace: 600 * time.Second, Seq: number(1<<53 - 1), Groups: groups(16), Meta: sized(1024)}, nil},
+		{"no_session", presence.Beat{Session: "-none-"}, []string{"/session"}},
+		{"ttl_below", presence.Beat{TTL: seconds(4)}, []string{"/ttlSeconds"}},
+		{"ttl_above", presence.Beat{TTL: seconds(3601)}, []string{"/ttlSeconds"}},
+		{"ttl_fraction", presence.Beat{TTL: func() *time.Duration { d := 5500 * time.Millisecond; return &d }()}, []string{"/ttlSeconds"}},
+		{"grace_below", presence.Beat{Grace: -time.Second}, []string{"/graceSeconds"}},
+		{"grace_above", presence.Beat{Grace: 601 * time.Second}, []string{"/graceSeconds"}},
+		{"seq_below", presence.Beat{Seq: number(-1)}, []string{"/seq"}},
+		{"seq_above", presence.Beat{Seq: number(1 << 53)}, []string{"/seq"}},
+		{"17_groups", presence.Beat{Groups: groups(17)}, []string{"/groups"}},
+		{"bad_groups", presence.Beat{Groups: []string{"a", "", "a", "b c"}}, []string{"/groups/1", "/groups/2", "/groups/3"}},
+		{"meta_too_large", presence.Beat{Meta: sized(1025)}, []string{"/meta"}},
+		{"meta_array", presence.Beat{Meta: json.RawMessage(" []")}, []string{"/meta"}},
+		{"meta_not_json", presence.Beat{Meta: json.RawMessage("{")}, []string{"/meta"}},
+		{"meta_empty", presence.Beat{Meta: json.RawMessage("")}, []string{"/meta"}},
+		{"all", presence.Beat{Session: "-none-", TTL: seconds(0), Grace: -1, Seq: number(-1), Groups: groups(17), Meta: json.RawMessage("7")},
+			[]string{"/session", "/ttlSeconds", "/graceSeconds", "/groups", "/seq", "/meta"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			beat := tt.beat
+			beat.User = "ann"
+			switch beat.Session {
+			case "":
+				beat.Session = presence.DefaultSession
+			case "-none-":
+				beat.Session = ""
+			}
+			live := &taking{}
+			tracker := presence.NewTracker(live, records{}, 30*time.Second)
+			_, err := tracker.Heartbeat(t.Context(), beat)
+			if got := pointers(err); !slices.Equal(got, tt.wrong) || (err != nil) != (tt.wrong != nil) {
+				t.Fatalf("%v: %q, want %q", err, got, tt.wrong)
+			}
+			if (len(live.beats) == 1) != (err == nil) {
+				t.Fatalf("%d beats reached the store", len(live.beats))
+			}
+			if err != nil && presence.KindOf(err) != presence.Invalid {
+				t.Errorf("kind %d", presence.KindOf(err))
+			}
+			if err == nil && beat.TTL == nil && *live.beats[0].TTL != 30*time.Second {
+				t.Errorf("the default ttl is %s, want the tracker's", *live.beats[0].TTL)
+			}
+			if err == nil && beat.Meta != nil && strings.Contains(string(live.beats[0].Meta), " ") {
+				t.Errorf("meta %s is not compact", live.beats[0].Meta)
+			}
+		})
+	}
+}
+
+func TestHeartbeatsCount(t *testing.T) {
+	t.Parallel()
+	live := &taking{changes: map[string]presence.Change{
+		"full": presence.ChangeFull, "late": presence.ChangeStale, "kept": presence.ChangeDeferred, "new": presence.ChangeOnline, "more": presence.ChangeStarted,
+	}}
+	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
+	beat := func(user string, ttl int) presence.Beat {
+		return presence.Beat{User: user, Session: "s", TTL: seconds(ttl)}
+	}
+	got, err := tracker.Heartbeats(t.Context(), []presence.Beat{
+		beat("new", 300), beat("b b", 5), beat("full", 90), beat("late", 90), beat("kept", 90), beat("more", 120), beat("old", 60), beat("old", 4),
+	})
+	if err != nil || got.Accepted != 3 || got.Stale != 1 || got.Deferred != 1 || len(got.Rejected) != 3 || got.BeatAfter != 20*time.Second {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	want := map[int]presence.Kind{1: presence.Invalid, 7: presence.Invalid, 2: presence.Conflict}
+	for _, r := range got.Rejected {
+		if kind, ok := want[r.Index]; !ok || presence.KindOf(r.Err) != kind {
+			t.Errorf("%d: %v", r.Index, r.Err)
+		}
+		delete(want, r.Index)
+	}
+	if len(want) > 0 {
+		t.Errorf("not rejected: %v", want)
+	}
+	if _, err := tracker.Heartbeat(t.Context(), beat("full", 45)); presence.KindOf(err) != presence.Conflict || !strings.Contains(err.Error(), "32") {
+		t.Errorf("a full user: %v", err)
+	}
+	empty, err := tracker.Heartbeats(t.Context(), nil)
+	if err != nil || empty.BeatAfter != 15*time.Second || len(empty.Rejected) != 0 {
+		t.Errorf("no beats: %+v, %v", empty, err)
+	}
+}
+
+func TestLeavesAreChecked(t *testing.T) {
+	t.Parallel()
+	live := &taking{}
+	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
+	rejected, err := tracker.Leaves(t.Context(), []presence.Leave{
+		{User: "ann", Session: "s"}, {Session: "s"}, {User: "ann"}, {User: "bob", Session: "s", Seq: number(-1)}, {User: "bob", Session: "s", Seq: number(7)},
+	})
+	if err != nil || len(rejected) != 3 || len(live.leaves) != 2 || live.leaves[1].User != "bob" {
+		t.Fatalf("%+v, %v; applied %+v", rejected, err, live.leaves)
+	}
+	for i, want := range []string{"/user", "/session", "/seq"} {
+		if got := pointers(rejected[i].Err); !slices.Equal(got, []string{want}) || rejected[i].Index != i+1 {
+			t.Errorf("%d: %q, want %s", rejected[i].Index, got, want)
+		}
+	}
+	if err := tracker.Leave(t.Context(), presence.Leave{User: "a b", Session: ""}); !slices.Equal(pointers(err), []string{"/user", "/session"}) {
+		t.Errorf("%v", err)
+	}
+	live.leaves = nil
+	if rejected, err := tracker.Leaves(t.Context(), []presence.Leave{{}}); err != nil || len(rejected) != 1 || live.leaves != nil {
+		t.Errorf("nothing good: %v, %v, %v", rejected, err, live.leaves)
+	}
+}
+
+func TestQueriesAreChecked(t *testing.T) {
+	t.Parallel()
+	tracker := presence.NewTracker(&taking{}, records{}, presence.DefaultTTL)
+	_, err := tracker.Users(t.Context(), []string{"ann", "", "b b"})
+	if got := pointers(err); !slices.Equal(got, []string{"/users/1", "/users/2"}) {
+		t.Errorf("%v: %q", err, got)
+	}
+}
+
+// TestFaultsOfTheStore: its kind reaches the caller, whichever call failed.
+func TestFaultsOfTheStore(t *testing.T) {
+	t.Parallel()
+	down := &presence.Error{Kind: presence.Unavailable, Message: "away", Err: errors.New("refused")}
+	tracker := presence.NewTracker(&taking{err: down}, records{}, presence.DefaultTTL)
+	good := presence.Beat{User: "ann", Session: "s"}
+	_, beat := tracker.Heartbeat(t.Context(), good)
+	_, beats := tracker.Heartbeats(t.Context(), []presence.Beat{good})
+	leave := tracker.Leave(t.Context(), presence.Leave{User: "ann", Session: "s"})
+	_, leaves := tracker.Leaves(t.Context(), []presence.Leave{{User: "ann", Session: "s"}})
+	for name, err := range map[string]error{"beat": beat, "beats": beats, "leave": leave, "leaves": leaves} {
+		if presence.KindOf(err) != presence.Unavailable || !errors.Is(err, down) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestErrorText(t *testing.T) {
+	t.Parallel()
+	err := &presence.Error{Kind: presence.Invalid, Message: "wrong", Fields: []presence.FieldError{{Pointer: "/a", Detail: "must be b"}}, Err: errors.New("cause")}
+	if got := err.Error(); got != "wrong; /a must be b: cause" {
+		t.Error(got)
+	}
+	if presence.KindOf(errors.New("foreign")) != presence.Internal || presence.KindOf(nil) != presence.Internal || presence.Refuse(nil) != nil {
+		t.Error("a foreign error is ours to mend, and nothing wrong is no error")
+	}
+}
+
+func TestFormatTime(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 3, 1, 9, 15, 30, 7_999_999, time.FixedZone("CET", 3600))
+	if got := presence.FormatTime(at); got != "2026-03-01T08:15:30.007Z" {
+		t.Error(got)
+	}
+	if got := presence.FormatOptional(at); got == nil || *got != "2026-03-01T08:15:30.007Z" || presence.FormatOptional(time.Time{}) != nil {
+		t.Error(got)
+	}
+}

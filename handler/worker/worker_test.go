@@ -1,0 +1,440 @@
+package worker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/eventlog/eventlogtest"
+	"userconnectivity/handler/presence"
+	"userconnectivity/handler/queue"
+	"userconnectivity/handler/sqlitestore"
+	"userconnectivity/handler/worker"
+)
+
+const maxDelivery = 3
+
+var codec = queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}
+
+// bench is a worker on a real event log, with faults that tests switch on.
+type bench struct {
+	t     *testing.T
+	work  *worker.Worker
+	store *sqlitestore.Store
+	log   bytes.Buffer
+
+	mu                    sync.Mutex
+	apply                 func(presence.Event) error
+	writeFault, sendFault error
+	sent                  map[string][]queue.Message
+}
+
+func setup(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{t: t, store: sqlitestore.New(filepath.Join(t.TempDir(), "events.db")), sent: map[string][]queue.Message{}}
+	t.Cleanup(func() {
+		if err := b.store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.work = worker.New(b, b, b, codec, "events-topic", maxDelivery, slog.New(slog.NewTextHandler(&b.log, nil)))
+	return b
+}
+
+func (b *bench) Apply(ctx context.Context, e presence.Event) (bool, error) {
+	b.mu.Lock()
+	fault := b.apply
+	b.mu.Unlock()
+	if fault != nil {
+		if err := fault(e); err != nil {
+			return false, err
+		}
+	}
+	return b.store.Apply(ctx, e)
+}
+
+func (b *bench) Write(ctx context.Context, updates []eventlog.Update) error {
+	if b.writeFault != nil {
+		return b.writeFault
+	}
+	return b.store.Write(ctx, updates)
+}
+
+func (b *bench) Event(ctx context.Context, id string) (eventlog.Record, error) {
+	return b.store.Event(ctx, id)
+}
+
+func (b *bench) Send(_ context.Context, name string, messages []queue.Message) error {
+	if b.sendFault == nil {
+		b.sent[name] = append(b.sent[name], messages...)
+	}
+	return b.sendFault
+}
+
+func (b *bench) process(deliveries ...worker.Delivery) error {
+	return b.work.Process(b.t.Context(), deliveries)
+}
+
+func (b *bench) mustProcess(deliveries ...worker.Delivery) {
+	b.t.Helper()
+	if err := b.process(deliveries...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// history is the statuses of an event, with replay and delivery where they are not 0.
+func (b *bench) history(id string) string {
+	b.t.Helper()
+	r, err := b.store.Event(b.t.Context(), id)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var steps []string
+	for _, s := range r.History {
+		steps = append(steps, fmt.Sprintf("%s/%d.%d", s.Status, s.Attempt.Replay, s.Attempt.Delivery))
+	}
+	return strings.Join(steps, " ")
+}
+
+func (b *bench) lastDetail(id string) string {
+	b.t.Helper()
+	r, err := b.store.Event(b.t.Context(), id)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return r.History[len(r.History)-1].Detail
+}
+
+func delivery(t *testing.T, e presence.Event, replay, count int) worker.Delivery {
+	t.Helper()
+	m, err := codec.Encode(e, replay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return worker.Delivery{Body: string(m.Body), MessageID: m.ID, Count: count}
+}
+
+func TestEventIsAppliedAndLogged(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	on := eventlogtest.Online("ann", 1)
+	b.mustProcess(delivery(t, on, 0, 1))
+	if got := b.history(on.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("history %s", got)
+	}
+	u, known, err := b.store.User(t.Context(), "ann")
+	if err != nil || !known || u.Status != presence.Online || u.Epoch != on.Epoch || u.Groups[1] != "facility:7" || len(u.Sessions) != 1 {
+		t.Errorf("%+v, %v, %v", u, known, err)
+	}
+	// The relay's own report may come later, and hides nothing.
+	if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(on)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.history(on.ID); got != "detected/0.0 queued/0.0 processing/0.1 done/0.1" {
+		t.Errorf("history %s", got)
+	}
+	if b.log.Len() > 0 {
+		t.Errorf("an event that went well was logged: %s", &b.log)
+	}
+}
+
+func TestRedeliveryAndOvertaking(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	older, newer := eventlogtest.Online("ann", 1), eventlogtest.Offline("ann", 2)
+	b.mustProcess(delivery(t, newer, 0, 1))
+	b.mustProcess(delivery(t, older, 0, 1), delivery(t, older, 0, 1)) // overtaken, and twice in one batch
+	b.mustProcess(delivery(t, newer, 0, 2))                           // again
+	if got := b.history(older.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("overtaken: %s", got)
+	}
+	if !strings.Contains(b.lastDetail(older.ID), "changed nothing") {
+		t.Errorf("overtaken: %q", b.lastDetail(older.ID))
+	}
+	if got := b.history(newer.ID); got != "detected/0.0 processing/0.1 done/0.1 processing/0.2 done/0.2" {
+		t.Errorf("again: %s", got)
+	}
+	if u, _, err := b.store.User(t.Context(), "ann"); err != nil || u.Status != presence.Offline || u.Epoch != newer.Epoch {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+func TestPoison(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	known, good := eventlogtest.Offline("bob", 1), eventlogtest.Offline("cid", 2)
+	if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(known)}); err != nil {
+		t.Fatal(err)
+	}
+	replayOfKnown := worker.Delivery{Body: "torn", MessageID: known.ID + ":r1", Count: 1}
+	unknown := eventlogtest.Offline("dan", 3)
+	b.mustProcess(
+		worker.Delivery{Body: "junk", MessageID: "m-1", Count: 1},
+		replayOfKnown,
+		worker.Delivery{Body: `{"id":"` + unknown.ID + `"}`, MessageID: "m-3", Count: 7},
+		delivery(t, good, 0, 0),
+	)
+	rejected := b.sent["connectivity-events-rejected"]
+	if len(rejected) != 3 || rejected[0].ID != "m-1" || string(rejected[0].Body) != "junk" || rejected[1].ID != known.ID+":r1" || rejected[2].ID != "m-3" {
+		t.Errorf("rejected %+v", rejected)
+	}
+	for _, m := range rejected {
+		if reason, _ := m.Properties["reason"].(string); !strings.Contains(reason, "CloudEvent") {
+			t.Errorf("%s: reason %q", m.ID, reason)
+		}
+	}
+	if got := b.history(known.ID); got != "detected/0.0 queued/0.0 processing/0.1 dead/0.1" || !strings.Contains(b.lastDetail(known.ID), "not a CloudEvent") {
+		t.Errorf("the event behind the torn message: %s (%s)", got, b.lastDetail(known.ID))
+	}
+	if _, err := b.store.Event(t.Context(), unknown.ID); !errors.Is(err, eventlog.ErrNotFound) {
+		t.Errorf("a record was made of what could not be read: %v", err)
+	}
+	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("the good one: %s", got)
+	}
+	if got := strings.Count(b.log.String(), "event rejected"); got != 3 || !strings.Contains(b.log.String(), "message_id=m-1") {
+		t.Errorf("%d lines: %s", got, &b.log)
+	}
+}
+
+func TestPassingFault(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	good, unlucky := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2)
+	fault := &presence.Error{Kind: presence.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")}
+	b.apply = func(e presence.Event) error {
+		if e.User == "bob" {
+			return fault
+		}
+		return nil
+	}
+	err := b.process(delivery(t, good, 0, 1), delivery(t, unlucky, 0, 1))
+	if !errors.Is(err, fault) || !strings.Contains(err.Error(), "1 of 2") {
+		t.Fatalf("%v", err)
+	}
+	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("the good one: %s", got)
+	}
+	if got := b.history(unlucky.ID); got != "detected/0.0 processing/0.1 failed/0.1" || b.lastDetail(unlucky.ID) != fault.Message {
+		t.Errorf("the unlucky one: %s (%s)", got, b.lastDetail(unlucky.ID))
+	}
+	if len(b.sent) != 0 {
+		t.Errorf("sent %v", b.sent)
+	}
+	b.apply = nil
+	b.mustProcess(delivery(t, good, 0, 2), delivery(t, unlucky, 0, 2))
+	if got := b.history(unlucky.ID); got != "detected/0.0 processing/0.1 failed/0.1 processing/0.2 done/0.2" {
+		t.Errorf("afterwards: %s", got)
+	}
+}
+
+func TestFaultAtTheLastDelivery(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e, other := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 1)
+	b.apply = func(e presence.Event) error {
+		if e.User == "ann" {
+			return eventlog.ErrUnavailable
+		}
+		return nil
+	}
+	b.mustProcess(delivery(t, e, 0, maxDelivery), delivery(t, other, 0, 1))
+	if got := b.history(e.ID); got != "detected/0.0 processing/0.3 dead/0.3" || !strings.Contains(b.lastDetail(e.ID), "last delivery, number 3") {
+		t.Errorf("%s (%s)", got, b.lastDetail(e.ID))
+	}
+	if got := b.sent["connectivity-events-rejected"]; len(got) != 1 || got[0].ID != e.ID {
+		t.Errorf("rejected %+v", got)
+	}
+}
+
+// TestPanicIsTheFaultOfOneEvent: the others of its batch are done, and the process goes on.
+func TestPanicIsTheFaultOfOneEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	bad, good := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 1)
+	b.apply = func(e presence.Event) error {
+		if e.User == "ann" {
+			panic("driver fault")
+		}
+		return nil
+	}
+	if err := b.process(delivery(t, bad, 0, 1), delivery(t, good, 0, 1)); err == nil || !strings.Contains(err.Error(), "driver fault") {
+		t.Errorf("%v", err)
+	}
+	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("the good one: %s", got)
+	}
+	b.mustProcess(delivery(t, bad, 0, maxDelivery))
+	if got := b.history(bad.ID); got != "detected/0.0 processing/0.1 failed/0.1 processing/0.3 dead/0.3" {
+		t.Errorf("the bad one: %s", got)
+	}
+	if !strings.Contains(b.log.String(), "applying an event panicked") || !strings.Contains(b.log.String(), "goroutine") {
+		t.Errorf("logged %s", &b.log)
+	}
+}
+
+// TestNothingIsLostWhenPuttingAsideFails: the batch fails and comes again.
+func TestNothingIsLostWhenPuttingAsideFails(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := eventlogtest.Online("ann", 1)
+	batch := []worker.Delivery{{Body: "junk", MessageID: "m-1", Count: 1}, delivery(t, e, 0, 1)}
+	b.sendFault = errors.New("no broker")
+	if err := b.process(batch...); !errors.Is(err, b.sendFault) || !strings.Contains(err.Error(), "connectivity-events-rejected") {
+		t.Errorf("%v", err)
+	}
+	b.sendFault, b.writeFault = nil, eventlog.ErrUnavailable
+	if err := b.process(batch...); !errors.Is(err, eventlog.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+	b.writeFault = nil
+	b.mustProcess(batch...)
+	if got := b.history(e.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+		t.Errorf("history %s", got)
+	}
+}
+
+func TestEmptyBatch(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.mustProcess()
+	if err := b.work.DeadLetters(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	failed, done, unknown := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2), eventlogtest.Online("cid", 3)
+	b.apply = func(e presence.Event) error {
+		if e.User == "ann" {
+			return eventlog.ErrUnavailable
+		}
+		return nil
+	}
+	if err := b.process(delivery(t, failed, 0, 1), delivery(t, done, 0, 2)); err == nil {
+		t.Fatal("the batch succeeded")
+	}
+	letters := []worker.Delivery{delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1), {Body: "junk", MessageID: "m-1"}, {Body: "torn", MessageID: failed.ID}}
+	for i := range letters {
+		letters[i].Reason = "MaxDeliveryCountExceeded"
+	}
+	for range 2 {
+		if err := b.work.DeadLetters(t.Context(), letters); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, want := range map[string]string{
+		failed.ID:  "detected/0.0 processing/0.1 failed/0.1 dead/0.4",
+		done.ID:    "detected/0.0 processing/0.2 done/0.2",
+		unknown.ID: "detected/0.0 dead/0.4",
+	} {
+		if got := b.history(id); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	if got := b.lastDetail(unknown.ID); got != "the broker gave it up: MaxDeliveryCountExceeded" {
+		t.Errorf("detail %q", got)
+	}
+	if !strings.Contains(b.log.String(), "message_id=m-1") {
+		t.Errorf("junk is not told of: %s", &b.log)
+	}
+	b.writeFault = eventlog.ErrUnavailable
+	if err := b.work.DeadLetters(t.Context(), letters); !errors.Is(err, eventlog.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestReplays(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := eventlogtest.Online("ann", 1)
+	if err := b.work.Replay(t.Context(), e.ID); !errors.Is(err, eventlog.ErrNotFound) {
+		t.Errorf("unknown event: %v", err)
+	}
+	b.mustProcess(delivery(t, e, 0, 1))
+	for n := 1; n <= 2; n++ {
+		if err := b.work.Replay(t.Context(), e.ID); err != nil {
+			t.Fatal(err)
+		}
+		m := b.sent["events-topic"][n-1]
+		if m.ID != fmt.Sprintf("%s:r%d", e.ID, n) || m.Properties["replay"] != int64(n) {
+			t.Errorf("sent %s %v", m.ID, m.Properties)
+		}
+		b.mustProcess(worker.Delivery{Body: string(m.Body), MessageID: m.ID, Count: 1})
+	}
+	want := "detected/0.0 processing/0.1 done/0.1 queued/1.0 processing/1.1 done/1.1 queued/2.0 processing/2.1 done/2.1"
+	if got := b.history(e.ID); got != want {
+		t.Errorf("history %s, want %s", got, want)
+	}
+	b.sendFault = errors.New("no broker: password")
+	err := b.work.Replay(t.Context(), e.ID)
+	if presence.KindOf(err) != presence.Unavailable || !errors.Is(err, b.sendFault) {
+		t.Errorf("without a queue: %v", err)
+	}
+	if got := b.history(e.ID); got != want {
+		t.Errorf("a replay that was not sent is in the history: %s", got)
+	}
+	b.sendFault, b.writeFault = nil, eventlog.ErrUnavailable
+	if err := b.work.Replay(t.Context(), e.ID); !errors.Is(err, eventlog.ErrUnavailable) {
+		t.Errorf("without a log: %v", err)
+	}
+}
+
+// TestConcurrentBatches: several workers may hold copies of the same events.
+func TestConcurrentBatches(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const events = 40
+	var batch []worker.Delivery
+	var last presence.Event
+	for n := range events {
+		last = eventlogtest.Online("ann", n)
+		batch = append(batch, delivery(t, last, 0, 1))
+	}
+	var inside, most int
+	b.apply = func(presence.Event) error {
+		b.mu.Lock()
+		inside++
+		most = max(most, inside)
+		b.mu.Unlock()
+		defer func() {
+			b.mu.Lock()
+			inside--
+			b.mu.Unlock()
+		}()
+		return nil
+	}
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if err := b.process(batch...); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if most > 3*16 {
+		t.Errorf("%d writes at once, want at most 16 a batch", most)
+	}
+	if u, _, err := b.store.User(t.Context(), "ann"); err != nil || u.Epoch != last.Epoch {
+		t.Errorf("%+v, %v", u, err)
+	}
+	page, err := b.store.UserEvents(t.Context(), "ann", 100, "")
+	if err != nil || len(page.Records) != events {
+		t.Fatalf("%d events, %v", len(page.Records), err)
+	}
+	for _, r := range page.Records {
+		if r.Status() != eventlog.Done || len(r.History) != 3 {
+			t.Errorf("%+v", r.History)
+		}
+	}
+}
