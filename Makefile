@@ -1,27 +1,72 @@
-# Every target is thin: the work is in Go. `make help` lists them.
+# Every target is thin: the work is in Go and in .ci/. `make help` lists them.
 SHELL      := /bin/bash
 PORT       ?= 7071
 DATA_DIR   ?= .data
-GOOS       := $(shell go env GOOS)
+# Where the package is staged and the commands are built.
+DIST       ?= dist
+BIN        ?= bin
 VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD      := CGO_ENABLED=0 go build -trimpath
 LDFLAGS    := -s -w -X main.version=$(VERSION)
+# Pinned tools. They are built on first use and cached by Go.
+GOFUMPT     := go run mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test stage demo
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+## Run
 
 run: stage ## run everything on this machine: PORT=7071 DATA_DIR=.data REDIS_URL=
-	@mkdir -p bin && $(BUILD) -o bin/localhost ./handler/cmd/localhost
-	@exec bin/localhost --package dist --port $(PORT) --data-dir $(DATA_DIR)
+	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost
+	@if [ -f local.settings.json ]; then cp local.settings.json $(DIST)/; fi
+	@exec $(BIN)/localhost --package $(DIST) --port $(PORT) --data-dir $(DATA_DIR)
 
 stage: ## build the deployment package's folder, dist/
-	@rm -rf dist && mkdir -p dist
-	@$(BUILD) -ldflags '$(LDFLAGS)' -o dist/handler ./handler
-	@cp -R host.json functions/* dist/
+	@rm -rf $(DIST) && mkdir -p $(DIST)
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o $(DIST)/handler ./handler
+	@cp -R host.json functions/* $(DIST)/
 
 demo: stage ## 1,000 users beat, 300 fall silent; checks every promise: KILL=1 ALL=1
-	@mkdir -p bin && $(BUILD) -o bin/localhost ./handler/cmd/localhost && $(BUILD) -o bin/demo ./handler/cmd/demo
-	@bin/demo $(if $(KILL),-kill) $(if $(ALL),-all) $(if $(REDIS),-redis $(REDIS)) $(if $(NOTIFICATIONS),-notifications $(NOTIFICATIONS))
+	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost && $(BUILD) -o $(BIN)/demo ./handler/cmd/demo
+	@$(BIN)/demo -host $(BIN)/localhost -package $(DIST) $(if $(KILL),-kill) $(if $(ALL),-all) $(if $(REDIS),-redis $(REDIS)) $(if $(NOTIFICATIONS),-notifications $(NOTIFICATIONS))
+
+quickstart: ## clone to first offline event in seconds, in a new clone: COLD=1 empties Go's caches
+	@.ci/quickstart --clone $(if $(COLD),--cold)
+
+clean: ## remove what was built; the data stays
+	@rm -rf $(DIST) $(BIN)
+
+## Test
+
+setup: ## install what the tests need and this machine lacks
+	@.ci/setup
+
+test: setup ## all tests, with the race detector, in random order
+	@CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+race: setup ## tests again and again, to find races and flakes: PKG=./handler/... COUNT=5
+	@CGO_ENABLED=1 go test -race -shuffle=on -count=$(or $(COUNT),5) -timeout 60m $(or $(PKG),./handler/...)
+
+model: setup ## random steps against a model of the rules, on a real Redis: STEPS=1000000
+	@go test ./handler/redisstore -run '^TestModel$$' -model.steps=$(or $(STEPS),1000000) -timeout 30m -v
+
+fuzz: ## every fuzz target for a while: FUZZTIME=10s
+	@.ci/fuzz $(or $(FUZZTIME),10s)
+
+fmt: ## check the format of the Go code; FIX=1 mends it
+	@out=$$($(GOFUMPT) $(if $(FIX),-w,-l) handler infra) && if [ -n "$$out" ]; then printf 'not formatted, see make fmt FIX=1:\n%s\n' "$$out"; exit 1; fi
+
+lint: ## go vet and staticcheck
+	@go vet ./... && $(STATICCHECK) ./...
+
+## Measure
+
+bench-start: stage ## handler start to first answered request, 100 starts; fails over 10 ms at p50
+	@$(BUILD) -o $(BIN)/startbench ./handler/cmd/startbench && $(BIN)/startbench -handler $(DIST)/handler
+
+## Package and publish
+
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(firstword $(MAKEFILE_LIST)))

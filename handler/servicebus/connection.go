@@ -151,20 +151,22 @@ func guard[T any](ctx context.Context, c *connection, step func(context.Context)
 		}
 		done <- result{value, err}
 	})
-	var zero T
+	var r result
 	select {
-	case r := <-done:
-		return r.value, r.err
+	case r = <-done:
 	case <-ctx.Done():
-		return zero, context.Cause(ctx)
+		return r.value, context.Cause(ctx)
 	case <-c.ctx.Done(): // the step ends as well, or never
 		select {
-		case r := <-done:
-			return r.value, r.err
+		case r = <-done:
 		default:
-			return zero, context.Cause(c.ctx)
+			r.err = context.Cause(c.ctx)
 		}
 	}
+	if why := context.Cause(c.ctx); r.err != nil && (why == errNoAnswer || why != nil && errors.Is(r.err, context.Canceled)) {
+		r.err = why // not what the end of the connection made of it
+	}
+	return r.value, r.err
 }
 
 // farewell closes a healthy connection with a word to the broker, in at most closeTimeout.
