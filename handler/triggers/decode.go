@@ -28,8 +28,8 @@ const (
 // readJSON decodes the body of a request into v: one JSON value of a known shape, at most limit bytes.
 // Duplicate names, unknown names and anything after the value are refused.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	if ct := r.Header.Get("Content-Type"); ct != "" {
-		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+	if ct := r.Header.Get("Content-Type"); ct != "" && ct != jsonType {
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != jsonType {
 			return &httpError{status: http.StatusUnsupportedMediaType, detail: fmt.Sprintf("the body must be application/json, not %q", ct)}
 		}
 	}
@@ -40,9 +40,19 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error 
 	return unmarshal(body, v)
 }
 
+// jsonType is the media type of every body that is read.
+const jsonType = "application/json"
+
 // readBody reads the whole body, at most limit bytes.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	var body []byte
+	var err error
+	if n := r.ContentLength; n >= 0 && n <= limit {
+		body = make([]byte, n)
+		_, err = io.ReadFull(r.Body, body)
+	} else {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	}
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {

@@ -12,28 +12,35 @@ import (
 	"github.com/go-chi/chi/v5"
 )
 
-type loggerKey struct{}
+type requestKey struct{}
+
+// requestInfo is what the log tells of a request: the logger is made when there is something to tell.
+type requestInfo struct {
+	log *slog.Logger
+	id  string
+}
 
 // logger returns the logger of the invocation.
 func logger(ctx context.Context) *slog.Logger {
-	if l, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok {
-		return l
+	in, ok := ctx.Value(requestKey{}).(requestInfo)
+	switch {
+	case !ok:
+		return slog.Default()
+	case in.id == "":
+		return in.log
 	}
-	return slog.Default()
+	return in.log.With("invocation_id", in.id)
 }
 
 // invocationHeader carries the host's id of an invocation.
 const invocationHeader = "X-Azure-Functions-Invocationid"
 
-// withLogger puts a logger with the invocation id into the context.
+// withLogger puts the invocation into the context.
 func withLogger(base *slog.Logger) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			l := base
-			if id := r.Header.Get(invocationHeader); id != "" {
-				l = base.With("invocation_id", id)
-			}
-			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), loggerKey{}, l)))
+			in := requestInfo{base, r.Header.Get(invocationHeader)}
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, in)))
 		})
 	}
 }
