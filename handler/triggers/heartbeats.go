@@ -3,6 +3,7 @@ package triggers
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -97,7 +98,7 @@ func detailOf(err error) string {
 	p, _ := problemOf(err)
 	detail := p.Detail
 	for _, f := range p.Errors {
-		detail += "; " + f.Pointer + " " + f.Detail
+		detail += "; " + strings.TrimSpace(f.Pointer+" "+f.Detail)
 	}
 	return detail
 }
