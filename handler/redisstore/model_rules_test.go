@@ -80,15 +80,15 @@ func (m *model) clone() *model {
 	return &c
 }
 
-// forgottenAt is when nothing is known of the user any more: 24 hours after going offline and 70 minutes
-// after the last end. It is 0 while the user is online.
+// forgottenAt is when nothing is known of the user any more: 24 hours after going offline, or after the last epoch
+// where that is ahead of the clock, and 70 minutes after the last end. It is 0 while the user is online.
 func (u *modelUser) forgottenAt() int64 {
 	if len(u.live) > 0 {
 		return 0
 	}
 	at := int64(0)
 	if u.epoch > 0 {
-		at = u.since + recordMemory
+		at = max(u.since, u.epoch) + recordMemory
 	}
 	for _, e := range u.ends {
 		at = max(at, e.at+endMemory)

@@ -605,7 +605,11 @@ func (s *scenario) upset() {
 		s.must("flush scripts", s.raw.ScriptFlush(s.ctx).Err())
 		s.tally["script flush"]++
 	case 1:
-		floor := s.now + s.rng.Int64N(3_600_000)
+		ahead := int64(3_600_000)
+		if s.rng.IntN(8) == 0 {
+			ahead = 3 * recordMemory // longer than a record is kept
+		}
+		floor := s.now + s.rng.Int64N(ahead)
 		if floor > s.m.floor {
 			s.must("raise the floor", s.raw.HSet(s.ctx, s.store.keys.in(0, "meta"), "floor", floor).Err())
 			s.m.floor = floor
@@ -686,13 +690,13 @@ func (s *scenario) relay() {
 	case 0, 1:
 		s.next(r, limit)
 	case 2:
-		got, err := s.relays[r].Own(s.ctx, 0, limit)
+		got, err := s.relays[r].Own(s.ctx, 0, "", limit)
 		s.must("own", err)
 		s.compareEntries("relay own", r, s.m.read(r, r, limit), got)
 		s.hold(r, got)
 	case 3:
 		idle := time.Duration(s.rng.IntN(2)) * time.Hour // nothing is idle for an hour
-		got, err := s.relays[r].TakeOver(s.ctx, 0, idle, limit)
+		got, _, err := s.relays[r].TakeOver(s.ctx, 0, idle, "", limit)
 		s.must("take over", err)
 		var want []Entry
 		if idle == 0 {
@@ -923,7 +927,7 @@ func (s *scenario) finish() {
 	}
 	for s.next(0, 1000) > 0 {
 	}
-	got, err := s.relays[0].TakeOver(s.ctx, 0, 0, 100_000)
+	got, _, err := s.relays[0].TakeOver(s.ctx, 0, 0, "", 100_000)
 	s.must("take over", err)
 	s.compareEntries("relay takes over", 0, s.m.takeOver(0, 100_000), got)
 	if len(got) > 0 {

@@ -82,7 +82,8 @@ end
 
 local function fresh() return { live = {}, ended = {}, groups = '' } end
 
--- load reads a user record. Junk is noted and read as no record; so is one whose time is over.
+-- load reads a user record. Junk is noted and read as no record; so is one whose time is over. That is not
+-- before its epoch, which may be ahead of the clock: else the same epoch could come again.
 local function load(key)
   local raw = redis.pcall('GET', key)
   if not raw then return fresh() end
@@ -95,7 +96,7 @@ local function load(key)
     quarantine(key, 'unreadable user record', raw)
     return fresh()
   end
-  if #u.live == 0 and #u.ended == 0 and (not u.epoch or now - u.since >= RECORD_MEMORY) then return fresh() end
+  if #u.live == 0 and #u.ended == 0 and (not u.epoch or now - math.max(u.since, u.epoch) >= RECORD_MEMORY) then return fresh() end
   return u
 end
 
@@ -122,7 +123,7 @@ local function save(key, u)
     lines[i + 1] = line
   end
   local keep = 0
-  if u.epoch then keep = u.since + RECORD_MEMORY - now end
+  if u.epoch then keep = math.max(u.since, u.epoch) + RECORD_MEMORY - now end
   for _, e in ipairs(u.ended) do
     keep = math.max(keep, e.ended + END_MEMORY - now)
     lines[#lines + 1] = '-' .. or_empty(e.name, 'default') .. ',' .. delta(e.last, base) .. ',' .. e.seq .. ',' .. delta(e.ended, e.last)
