@@ -10,9 +10,11 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 
 	"userconnectivity/handler/config"
 	"userconnectivity/handler/cosmosstore"
@@ -58,6 +60,9 @@ type app struct {
 	sender   sender
 	listener *expiry.Listener
 	router   http.Handler
+	// looks are those of health that run now, and queueWarnings what the last look at the queue's properties found.
+	looks         singleflight.Group
+	queueWarnings atomic.Pointer[[]string]
 }
 
 // build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once.
@@ -75,9 +80,10 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
 	tracker := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
-	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, cfg.EventsQueue, log)
+	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
+	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
-	work := worker.New(a.records, a.records, a.sender, codec, cfg.EventsQueue, cfg.MaxDelivery, log)
+	work := worker.New(a.records, a.records, a.sender, codec, to, cfg.MaxDelivery, log)
 	a.router = triggers.Routes(triggers.Handlers{
 		Tracker:  tracker,
 		Events:   a.records,
@@ -129,9 +135,17 @@ func newRecords(cfg config.Config, who *identity.Identity) recordStore {
 func newSender(cfg config.Config, who *identity.Identity, log *slog.Logger) (sender, error) {
 	switch {
 	case cfg.ServiceBusConnection != "":
-		return servicebus.New(servicebus.Config{ConnectionString: string(cfg.ServiceBusConnection), Logger: log})
+		s, err := servicebus.New(servicebus.Config{ConnectionString: string(cfg.ServiceBusConnection), Logger: log})
+		if err != nil {
+			return nil, fmt.Errorf("ServiceBusConnection: %w", err)
+		}
+		return s, nil
 	case cfg.ServiceBusNamespace != "":
-		return servicebus.New(servicebus.Config{Namespace: cfg.ServiceBusNamespace, Credential: who.Credential, Logger: log})
+		s, err := servicebus.New(servicebus.Config{Namespace: cfg.ServiceBusNamespace, Credential: who.Credential, Logger: log})
+		if err != nil {
+			return nil, fmt.Errorf("ServiceBusConnection__fullyQualifiedNamespace: %w", err)
+		}
+		return s, nil
 	case cfg.LocalQueueURL != "":
 		return localqueue.New(cfg.LocalQueueURL, nil), nil
 	}
@@ -255,6 +269,12 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 			a.listener.Run(ctx)
 			return nil
 		})
+		if checker, ok := a.sender.(queueChecker); ok {
+			g.Go(func() error {
+				a.checkQueue(ctx, checker)
+				return nil
+			})
+		}
 	}
 	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
 	err = g.Wait()

@@ -57,6 +57,8 @@ type Config struct {
 	SessionTTL time.Duration
 	// EventsQueue is the queue or topic that events are sent to (EVENTS_QUEUE, default connectivity-events).
 	EventsQueue string
+	// ExpirationRoutes are the queues of other apps' keys that expire (EXPIRATION_ROUTES, default none).
+	ExpirationRoutes queue.Routes
 	// EventTypePrefix is in front of each CloudEvents type (EVENT_TYPE_PREFIX, default userconnectivity.).
 	EventTypePrefix string
 	// MaxDelivery is the max delivery count of the queues (MAX_DELIVERY_COUNT, 1 to 2000, default 10).
@@ -96,7 +98,8 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 		Partitions:           r.integer("REDIS_PARTITIONS", 16, 1, 1024),
 		LeaseKeys:            r.onOff("LEASE_KEYS", true),
 		SessionTTL:           r.seconds("SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),
-		EventsQueue:          r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queueName, "connectivity-events"),
+		EventsQueue:          r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queue.Name, "connectivity-events"),
+		ExpirationRoutes:     r.routes("EXPIRATION_ROUTES"),
 		EventTypePrefix:      r.matching("EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix, "com.example.presence."),
 		MaxDelivery:          r.integer("MAX_DELIVERY_COUNT", 10, 1, 2000),
 		ServiceBusConnection: Secret(r.text("ServiceBusConnection", "")),
@@ -118,8 +121,6 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 }
 
 var (
-	// queueName is what Service Bus takes as the name of a queue or topic.
-	queueName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,258}$`)
 	// databaseName is what Cosmos DB takes.
 	databaseName = regexp.MustCompile(`^[^/\\?#]{1,255}$`)
 	// typePrefix is a reverse-DNS prefix, as CloudEvents asks for.
@@ -191,6 +192,14 @@ func (r *reader) matching(name, usual string, pattern *regexp.Regexp, example st
 		return usual
 	}
 	return v
+}
+
+func (r *reader) routes(name string) queue.Routes {
+	routes, err := queue.ParseRoutes(r.text(name, ""))
+	if err != nil {
+		r.wrong(name, fmt.Sprintf("pattern=queue, several separated by semicolons (%v)", err), "cart:*=carts;lock:??=locks")
+	}
+	return routes
 }
 
 func (r *reader) choice(name string, choices ...string) string {

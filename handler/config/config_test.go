@@ -22,7 +22,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Port != 8080 || c.RedisURL != "" || c.Partitions != 16 || !c.LeaseKeys || c.SessionTTL != 45*time.Second || c.EventsQueue != "connectivity-events" ||
+	if c.Port != 8080 || c.RedisURL != "" || c.Partitions != 16 || !c.LeaseKeys || c.SessionTTL != 45*time.Second || c.EventsQueue != "connectivity-events" || c.ExpirationRoutes != "" ||
 		c.EventTypePrefix != "userconnectivity." || c.MaxDelivery != 10 || c.LocalQueueURL != "" || c.DataDir != ".data" || c.LogLevel != slog.LevelInfo ||
 		c.App == "" || c.Instance == "" || !c.Listener || c.RedisHost != "" || c.RedisAccessKey != "" || c.MaxInstances != 20 || c.RedisMaxClients != 0 ||
 		c.MaintenanceEvents != "auto" || c.ServiceBusConnection != "" || c.ServiceBusNamespace != "" || c.CosmosEndpoint != "" || c.CosmosKey != "" || c.CosmosDatabase != "connectivity" {
@@ -64,6 +64,7 @@ func TestGoodSettings(t *testing.T) {
 		{"SESSION_TTL_SECONDS", "5", func(c config.Config) any { return c.SessionTTL }, 5 * time.Second},
 		{"SESSION_TTL_SECONDS", "3600", func(c config.Config) any { return c.SessionTTL }, time.Hour},
 		{"EVENTS_QUEUE", "team/events.v2", func(c config.Config) any { return c.EventsQueue }, "team/events.v2"},
+		{"EXPIRATION_ROUTES", " cart:* = carts; lock:??=team/locks ;", func(c config.Config) any { return string(c.ExpirationRoutes) }, "cart:*=carts;lock:??=team/locks"},
 		{"EVENT_TYPE_PREFIX", "com.example.", func(c config.Config) any { return c.EventTypePrefix }, "com.example."},
 		{"MAX_DELIVERY_COUNT", "2000", func(c config.Config) any { return c.MaxDelivery }, 2000},
 		{"LOCAL_QUEUE_URL", "http://127.0.0.1:7071/local/queues", func(c config.Config) any { return c.LocalQueueURL }, "http://127.0.0.1:7071/local/queues"},
@@ -108,6 +109,10 @@ var wrong = []struct{ name, value, want string }{
 	{"EVENTS_QUEUE", "/events", "a name"},
 	{"EVENTS_QUEUE", "my queue", "a name"},
 	{"EVENTS_QUEUE", strings.Repeat("q", 260), "a name"},
+	{"EXPIRATION_ROUTES", "cart:*", `"cart:*" is not pattern=queue`},
+	{"EXPIRATION_ROUTES", "=carts", "is not pattern=queue"},
+	{"EXPIRATION_ROUTES", "a=q;cart:*=my queue", `"my queue" is no name`},
+	{"EXPIRATION_ROUTES", strings.Repeat("a=q;", 33), "33 routes"},
 	{"EVENT_TYPE_PREFIX", "com example", "a name"},
 	{"EVENT_TYPE_PREFIX", strings.Repeat("p", 101), "a name"},
 	{"MAX_DELIVERY_COUNT", "0", "between 1 and 2000"},

@@ -17,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/identity"
 )
 
 const (
@@ -63,12 +64,32 @@ func (s *Store) newClient() (*client, error) {
 	if s.config.Credential == nil {
 		return nil, &setupError{"neither COSMOS_KEY nor an Entra credential is set"}
 	}
-	credential, err := s.config.Credential()
+	inner, err := s.config.Credential()
 	if err != nil {
 		return nil, &setupError{fmt.Sprintf("the Entra credential for Cosmos DB cannot be made: %v", err)}
 	}
-	c.azure, err = azcosmos.NewClient(s.config.Endpoint, credential, options)
+	c.azure, err = azcosmos.NewClient(s.config.Endpoint, credential{inner, s}, options)
 	return c, err
+}
+
+// credential remembers what explain needs to know: why there is no token, and whom the last one was for.
+type credential struct {
+	inner azcore.TokenCredential
+	store *Store
+}
+
+// GetToken implements azcore.TokenCredential.
+func (c credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	token, err := c.inner.GetToken(ctx, o)
+	if err != nil {
+		err = &tokenError{err}
+		c.store.noToken.Store(&err)
+		return token, err
+	}
+	oid := identity.ObjectID(token.Token)
+	c.store.principal.Store(&oid)
+	c.store.noToken.Store(nil)
+	return token, nil
 }
 
 // operation names a request: by kind for the charges, in words for errors.

@@ -14,6 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/identity"
 )
 
 // noOwner is the substatus of a 404 for a document whose container or database does not exist.
@@ -24,6 +25,41 @@ type setupError struct{ text string }
 
 // Error returns the text.
 func (e *setupError) Error() string { return e.text }
+
+// tokenError is why the credential gave no token.
+type tokenError struct{ err error }
+
+// Error returns the text of the credential in one line; the SDK for identities answers with whole HTTP responses.
+func (e *tokenError) Error() string {
+	const limit = 400
+	text := strings.Join(strings.Fields(e.err.Error()), " ")
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + "..."
+	}
+	return text
+}
+
+// Unwrap returns the error of the credential.
+func (e *tokenError) Unwrap() error { return e.err }
+
+// role is what the identity of the app needs, roleID its id.
+const (
+	role   = "Cosmos DB Built-in Data Contributor"
+	roleID = "00000000-0000-0000-0000-000000000002"
+)
+
+// clockTolerance is how far the clock may be from that of the account, which refuses signatures that are 15 minutes
+// old.
+const clockTolerance = 5 * time.Minute
+
+// clockOff returns how far the clock of this process is ahead of the account's, by an answer that just came.
+func clockOff(answer *azcore.ResponseError) time.Duration {
+	at, err := http.ParseTime(header(answer, "Date"))
+	if err != nil {
+		return 0
+	}
+	return time.Since(at)
+}
 
 func responseOf(err error) *azcore.ResponseError {
 	var answer *azcore.ResponseError
@@ -117,8 +153,13 @@ func (s *Store) explain(ctx context.Context, op operation, err error) error {
 		return eventlog.ErrClosed
 	case errors.As(err, &setup) || errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", op.doing, err)
+	case answer == nil && s.noToken.Load() != nil:
+		cause := *s.noToken.Load()
+		problem, mend := identity.Diagnose(cause)
+		return fmt.Errorf("%s: %w: account %s: %s; %s; it needs the role %s: %w", op.doing, eventlog.ErrUnavailable, s.account(), problem, mend, role, cause)
 	case answer == nil && errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: %w: no answer in time from %s: %w", op.doing, eventlog.ErrUnavailable, s.config.Endpoint, err)
+		return fmt.Errorf("%s: %w: no answer in time from %s (to see its state: az cosmosdb show --name %s --resource-group <group>"+
+			" --query provisioningState): %w", op.doing, eventlog.ErrUnavailable, s.config.Endpoint, s.account(), err)
 	case answer == nil:
 		return fmt.Errorf("%s: %w: %s cannot be reached (if COSMOS_ENDPOINT is wrong: az cosmosdb show --name %s --resource-group <group>"+
 			" --query documentEndpoint): %w", op.doing, eventlog.ErrUnavailable, s.config.Endpoint, s.account(), err)
@@ -133,17 +174,35 @@ func (s *Store) explain(ctx context.Context, op operation, err error) error {
 		return fmt.Errorf("%s: %w: the account answered %d", op.doing, eventlog.ErrUnavailable, status)
 	case status == http.StatusNotFound:
 		return fmt.Errorf("%s: %w", op.doing, s.missing(ctx, op.container))
-	case status == http.StatusUnauthorized && s.config.Key != "":
-		return fmt.Errorf("%s: %w", op.doing, &setupError{"the account refused COSMOS_KEY (401), or has keys turned off: " + s.keysCommand()})
 	case status == http.StatusForbidden && strings.Contains(strings.ToLower(answer.Error()), "firewall"):
 		return fmt.Errorf("%s: %w", op.doing, &setupError{"the firewall of the account refused this address (403): az cosmosdb update --name " +
 			s.account() + " --resource-group <group> --ip-range-filter <addresses>, or use its private endpoint"})
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fmt.Errorf("%s: %w", op.doing, &setupError{fmt.Sprintf("the identity of this program has no role in the account (%d): "+
-			"az cosmosdb sql role assignment create --account-name %s --resource-group <group> --scope / --principal-id <object id of the identity>"+
-			" --role-definition-id 00000000-0000-0000-0000-000000000002", status, s.account())})
+		return fmt.Errorf("%s: %w", op.doing, s.refused(answer))
 	}
 	return fmt.Errorf("%s: the account answered %d", op.doing, status)
+}
+
+// refused explains a 401 or 403 for the kind of credential in use.
+func (s *Store) refused(answer *azcore.ResponseError) error {
+	status := answer.StatusCode
+	if off := clockOff(answer); off.Abs() > clockTolerance {
+		word := "ahead of"
+		if off < 0 {
+			word = "behind"
+		}
+		return &setupError{fmt.Sprintf("the clock of this machine is %s %s that of account %s, which refuses what is signed at another time (%d): "+
+			"sudo timedatectl set-ntp true", off.Abs().Round(time.Minute), word, s.account(), status)}
+	}
+	if s.config.Key != "" {
+		return &setupError{fmt.Sprintf("account %s refused COSMOS_KEY (%d), or has keys turned off: %s", s.account(), status, s.keysCommand())}
+	}
+	who, principal := "the identity of this app", "<object id of the identity>"
+	if oid := s.principal.Load(); oid != nil && *oid != "" {
+		who, principal = who+" (object id "+*oid+")", *oid
+	}
+	return &setupError{fmt.Sprintf("%s has no role in account %s (%d); it needs %s: az cosmosdb sql role assignment create --account-name %s"+
+		" --resource-group <group> --scope / --principal-id %s --role-definition-id %s", who, s.account(), status, role, s.account(), principal, roleID)}
 }
 
 // missing finds out whether the database or the container does not exist.

@@ -2,6 +2,7 @@ package cosmosstore_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -315,6 +316,11 @@ func (s token) GetToken(context.Context, policy.TokenRequestOptions) (azcore.Acc
 	return azcore.AccessToken{Token: string(s), ExpiresOn: time.Now().Add(time.Hour)}, nil
 }
 
+// jwtOf is a token of the identity with that object id.
+func jwtOf(oid string) string {
+	return "eyJhbGciOiJub25lIn0." + base64.RawURLEncoding.EncodeToString([]byte(`{"oid":"`+oid+`"}`)) + ".c2ln"
+}
+
 func TestSetupErrorsSayHowToMendThem(t *testing.T) {
 	t.Parallel()
 	wrongKey := "d3Jvbmcga2V5IG9mIHRoZSBhY2NvdW50"
@@ -354,6 +360,24 @@ func TestSetupErrorsSayHowToMendThem(t *testing.T) {
 			want: []string{"no role", "az cosmosdb sql role assignment create", "00000000-0000-0000-0000-000000000002"},
 		},
 		{
+			name: "no role for a named identity",
+			fake: cosmosfake.Config{Token: jwtOf("1d-of-identity"), Denied: true},
+			change: func(c *cosmosstore.Config, _ *cosmosfake.Server) {
+				c.Key, c.Credential = "", func() (azcore.TokenCredential, error) { return token(jwtOf("1d-of-identity")), nil }
+			},
+			want: []string{"object id 1d-of-identity", "account 127", "Cosmos DB Built-in Data Contributor", "--principal-id 1d-of-identity"},
+		},
+		{
+			name: "clock an hour behind",
+			fake: cosmosfake.Config{Ahead: time.Hour},
+			want: []string{"the clock of this machine is 1h0m0s behind that of account 127", "timedatectl"},
+		},
+		{
+			name: "clock an hour ahead",
+			fake: cosmosfake.Config{Ahead: -time.Hour},
+			want: []string{"the clock of this machine is 1h0m", "ahead of"},
+		},
+		{
 			name: "token that the account does not take",
 			fake: cosmosfake.Config{Token: "good"},
 			change: func(c *cosmosstore.Config, _ *cosmosfake.Server) {
@@ -367,7 +391,7 @@ func TestSetupErrorsSayHowToMendThem(t *testing.T) {
 				c.Key, c.Credential = "", func() (azcore.TokenCredential, error) { return token(""), nil }
 			},
 			passes: true,
-			want:   []string{"the identity endpoint does not answer"},
+			want:   []string{"account 127", "there is no token for the identity of this app", "the identity endpoint does not answer", "az functionapp identity show", "Cosmos DB Built-in Data Contributor"},
 		},
 		{
 			name: "no credential",
@@ -409,7 +433,9 @@ func TestSetupErrorsSayHowToMendThem(t *testing.T) {
 			c := cosmosstore.Config{
 				Endpoint: server.URL, Key: cosmosstore.Secret(accountKey), Database: databaseID, Transport: server.Client().Transport,
 			}
-			tt.change(&c, fake)
+			if tt.change != nil {
+				tt.change(&c, fake)
+			}
 			s := open(t, c)
 			e := eventlogtest.Offline("ada", 1)
 			_, readErr := s.Event(t.Context(), e.ID)

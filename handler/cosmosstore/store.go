@@ -85,6 +85,10 @@ type Store struct {
 
 	// checked tells that the containers were found as they should be.
 	checked atomic.Bool
+	// noToken is why the credential gave no token, nil once it does; principal is the object id of the identity, as the
+	// last token has it. Both are for errors.
+	noToken   atomic.Pointer[error]
+	principal atomic.Pointer[string]
 
 	mu     sync.Mutex
 	client *client // nil until the first use, and after one that failed

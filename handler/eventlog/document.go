@@ -11,11 +11,12 @@ import (
 // Times are RFC 3339 in UTC with at most milliseconds.
 type Document struct {
 	ID string `json:"id"`
-	// PK is the partition key: all events of a user share it.
+	// PK is the partition key: all events of a user, or of a foreign key, share it.
 	PK          string                  `json:"pk"`
 	Type        presence.EventType      `json:"type"`
 	User        string                  `json:"user"`
 	Session     string                  `json:"session"`
+	Key         string                  `json:"key,omitempty"`
 	Epoch       int64                   `json:"epoch"`
 	Reason      presence.Reason         `json:"reason"`
 	Deadline    *time.Time              `json:"deadline"`
@@ -42,7 +43,7 @@ func NewDocument(r Record) (Document, error) {
 		return Document{}, ErrID
 	}
 	return Document{
-		ID: e.ID, PK: pk, Type: e.Type, User: e.User, Session: e.Session, Epoch: e.Epoch, Reason: e.Reason,
+		ID: e.ID, PK: pk, Type: e.Type, User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason,
 		Deadline: optional(e.Deadline), DetectedAt: stored(e.DetectedAt),
 		Groups: e.Groups, Sessions: e.Sessions, Meta: e.Meta, LastSeen: optional(e.LastSeen),
 		Life: e.Life, Generation: e.Generation, Traceparent: e.Traceparent,
@@ -54,7 +55,7 @@ func NewDocument(r Record) (Document, error) {
 func (d Document) Record() Record {
 	return Record{
 		Event: presence.Event{
-			ID: d.ID, Type: d.Type, User: d.User, Session: d.Session, Epoch: d.Epoch, Reason: d.Reason,
+			ID: d.ID, Type: d.Type, User: d.User, Session: d.Session, Key: d.Key, Epoch: d.Epoch, Reason: d.Reason,
 			Deadline: required(d.Deadline), DetectedAt: d.DetectedAt.UTC(),
 			Groups: d.Groups, Sessions: d.Sessions, Meta: d.Meta, LastSeen: required(d.LastSeen),
 			Life: d.Life, Generation: d.Generation, Traceparent: d.Traceparent,

@@ -267,6 +267,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 			Meta: json.RawMessage(`{"a":1}`), LastSeen: start.Add(-time.Second), Life: "l", Generation: 2, Traceparent: "00-1-2-01",
 		},
 		{ID: presence.EventID("bob", "", presence.UserOnline, 1), Type: presence.UserOnline, User: "bob", Epoch: 1, DetectedAt: start},
+		{ID: presence.KeyEventID("a\nb", 1, 1), Type: presence.KeyExpired, Key: "a\nb", Epoch: 1, Reason: presence.ReasonExpired, DetectedAt: start},
 	} {
 		want := eventlog.Record{Event: e}
 		want.History, _ = eventlog.Merge(nil, []eventlog.Step{step(0, 0, "detected", 0), step(0, 1, "done", 2)})
@@ -285,7 +286,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 		if diff := cmp.Diff(want, back.Record()); diff != "" {
 			t.Errorf("(-want +got):\n%s\n%s", diff, text)
 		}
-		if back.Status != eventlog.Done || back.PK != presence.PartitionKey(e.User) {
+		if back.Status != eventlog.Done || back.PK != presence.PartitionKey(e.User+e.Key) {
 			t.Errorf("status %s, pk %s", back.Status, back.PK)
 		}
 	}

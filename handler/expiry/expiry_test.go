@@ -84,7 +84,7 @@ func (b *bench) connect() (*redisstore.Client, *redisstore.Store) {
 func (b *bench) listen(consumer string) (l *expiry.Listener, stop func()) {
 	client, store := b.connect()
 	log := slog.New(slog.NewTextHandler(b.log, nil))
-	relay := expiry.NewRelay(store.Outbox(consumer), partitions, b, b, codec, "events-topic", log)
+	relay := expiry.NewRelay(store.Outbox(consumer), partitions, b, b, codec, queue.Destinations{Events: "events-topic"}, log)
 	l = expiry.NewListener(client, store, relay, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -639,7 +639,7 @@ func TestSuperviseBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	client, store := b.connect()
-	l := expiry.NewListener(client, store, expiry.NewRelay(store.Outbox("one"), partitions, b, b, codec, "events-topic", slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	l := expiry.NewListener(client, store, expiry.NewRelay(store.Outbox("one"), partitions, b, b, codec, queue.Destinations{Events: "events-topic"}, slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	if lines := l.Supervise(time.Now()); len(lines) != 1 || !strings.Contains(lines[0], "never") {
 		t.Errorf("%q", lines)
 	}

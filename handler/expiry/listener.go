@@ -36,14 +36,15 @@ const (
 // Listener wakes for each deadline and for each expired event, and sweeps. The deadline index is the truth;
 // an expired event is a doorbell only (design D1).
 type Listener struct {
-	client *redisstore.Client
-	store  *redisstore.Store
-	relay  *Relay
-	log    *slog.Logger
-	bell   chan struct{}
-	rung   []atomic.Bool // by partition: an expired event of one of its leases came in
-	plan   []plan        // by partition; only the sweep uses it
-	looked time.Time     // when the sweep last looked at every partition
+	client  *redisstore.Client
+	store   *redisstore.Store
+	relay   *Relay
+	log     *slog.Logger
+	bell    chan struct{}
+	rung    []atomic.Bool // by partition: an expired event of one of its leases came in
+	foreign chan foreignKey
+	plan    []plan    // by partition; only the sweep uses it
+	looked  time.Time // when the sweep last looked at every partition
 
 	mu      sync.Mutex
 	state   State
@@ -67,8 +68,9 @@ type State struct {
 	Sweeps, Claimed, Lost, Quarantined int64
 	// Lateness is that of the latest claim in the last sweep that had any.
 	Lateness time.Duration
-	// Rings counts the expired events that came in.
-	Rings int64
+	// Rings counts the expired events of our leases that came in, Foreign those of other keys.
+	Rings   int64
+	Foreign Foreign
 	// Outbox is how many events wait to be relayed, by the last sweep; Oldest how long the oldest has waited.
 	Outbox int64
 	Oldest time.Duration
@@ -92,7 +94,7 @@ func (s State) Lag(now time.Time) time.Duration {
 
 // NewListener returns a Listener; Run starts it.
 func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
-	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1),
+	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1), foreign: make(chan foreignKey, foreignWaiting),
 		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions())}
 	l.state.Notifications = redisstore.NotificationsUnknown
 	return l
@@ -106,9 +108,11 @@ func (l *Listener) Run(ctx context.Context) {
 		l.state.Running, l.state.Started, l.restart = true, time.Now(), cancel
 		l.mu.Unlock()
 		g, run := errgroup.WithContext(run)
-		for name, loop := range map[string]func(context.Context){
-			"sweep": l.sweepLoop, "relay": l.relay.loop, "settings": l.settingsLoop,
-		} {
+		loops := map[string]func(context.Context){"sweep": l.sweepLoop, "relay": l.relay.loop, "settings": l.settingsLoop}
+		if l.relay.to.Routes != "" {
+			loops["foreign keys"] = l.foreignLoop
+		}
+		for name, loop := range loops {
 			g.Go(func() error {
 				l.guard(run, name, loop)
 				return nil
@@ -257,6 +261,9 @@ func (l *Listener) tell(ctx context.Context, before State, report bool) State {
 	if claimed, junk := s.Claimed-before.Claimed, s.Quarantined-before.Quarantined; claimed > 0 || junk > 0 {
 		l.log.InfoContext(ctx, "claimed", "sessions", claimed, "latest_ms", s.Lateness.Milliseconds(), "lost", s.Lost-before.Lost, "quarantined", junk)
 	}
+	if claimed, dropped := s.Foreign.Claimed-before.Foreign.Claimed, s.Foreign.Dropped-before.Foreign.Dropped; claimed > 0 || dropped > 0 {
+		l.log.InfoContext(ctx, "foreign keys expired", "claimed", claimed, "dropped", dropped, "error", s.Foreign.Error)
+	}
 	if report {
 		l.log.InfoContext(ctx, "listener report", "lagMs", s.Lag(time.Now()).Milliseconds(), "outboxDepth", s.Outbox,
 			"oldestOutboxMs", s.Oldest.Milliseconds(), "claimed", s.Claimed, "relayed", s.Relayed, "notifications", string(s.Notifications))
@@ -273,10 +280,12 @@ func (l *Listener) errorIsNew(err error) bool {
 	return isNew
 }
 
-// Ring wakes the sweep for the partition of a key that expired. Keys that are no lease of ours ring nothing.
+// Ring wakes the sweep for the partition of a key that expired. Keys that are no lease of ours ring nothing; those that
+// match a route become events.
 func (l *Listener) Ring(key string) {
 	p, ok := l.store.LeasePartition(key)
 	if !ok {
+		l.ringForeign(key)
 		return
 	}
 	l.mu.Lock()
@@ -330,6 +339,9 @@ func (l *Listener) checkNotifications(ctx context.Context) {
 	if state != redisstore.NotificationsOn {
 		detail = "Redis does not publish expired events, or does not say: the sweep finds every deadline without them. " +
 			"To switch them on, set notify-keyspace-events to Ex (Azure Managed Redis: property notifyKeyspaceEvents of the database)"
+		if l.relay.to.Routes != "" {
+			detail += ". The keys of EXPIRATION_ROUTES are not reported without them"
+		}
 	}
 	if err != nil {
 		detail += ". " + err.Error()
@@ -379,6 +391,9 @@ func (l *Listener) Supervise(now time.Time) []string {
 		s.Sweeps, s.Claimed, s.Relayed, s.Outbox, sinceText(now, s.LastSweep), s.Notifications)}
 	if s.SweepError != "" {
 		lines = append(lines, "the sweep fails: "+s.SweepError)
+	}
+	if s.Foreign.Error != "" {
+		lines = append(lines, "foreign keys cannot be reported: "+s.Foreign.Error)
 	}
 	if s.RelayError != "" {
 		lines = append(lines, "the relay fails: "+s.RelayError)

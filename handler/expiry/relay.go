@@ -2,9 +2,12 @@ package expiry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,8 +35,14 @@ const (
 	relayBatch = 500
 	// relayWorkers is how many partitions are relayed at the same time.
 	relayWorkers = 4
-	// relayTimeout bounds each step of a batch: read, send, log, acknowledge.
+	// relayTimeout bounds reading a batch, and bringing one to a queue: send, log, acknowledge.
 	relayTimeout = 30 * time.Second
+	// routeTimeout bounds a send to the queue of a route, and routeRest is how long one that failed is left alone: the
+	// transitions of users wait behind it no longer.
+	routeTimeout = 5 * time.Second
+	routeRest    = 5 * time.Second
+	// routeMemory is how long a failed send counts as the state of its queue: what waits is tried again sooner.
+	routeMemory = 30 * time.Second
 	// takeOverIdle is how long an entry may stay unacknowledged before another relay takes it.
 	takeOverIdle = 5 * time.Second
 	// takeOverEvery is how often such entries are looked for.
@@ -49,7 +58,7 @@ type Relay struct {
 	sender sender
 	events appender
 	codec  queue.Codec
-	queue  string
+	to     queue.Destinations
 	log    *slog.Logger
 
 	wake    chan struct{}
@@ -59,20 +68,35 @@ type Relay struct {
 	mu      sync.Mutex
 	relayed int64
 	fault   string
+	failing map[string]failure // queues of routes
 }
 
-// batch is what was read from one partition and how far it got.
+// failure is how the last send to the queue of a route failed.
+type failure struct {
+	at    time.Time
+	fault string
+}
+
+// batch is what was read from one partition.
 type batch struct {
+	parcels []*parcel // what is not acknowledged
+	own     string    // entries of an earlier run of this relay were looked for up to here
+	fresh   bool      // all of them
+	inherit bool      // entries of dead relays are to be looked for
+	looked  string    // up to here
+}
+
+// parcel is the entries of a batch that go to one queue, and how far they got.
+type parcel struct {
+	to      string // "" for the keys that no route matches any more
 	entries []redisstore.Entry
 	sent    bool
-	fresh   bool // entries of an earlier run of this relay were looked for
-	inherit bool // entries of dead relays are to be looked for
 }
 
-// NewRelay returns a Relay that sends to the queue or topic of the given name. A Listener runs it.
-func NewRelay(o *redisstore.Outbox, partitions int, s sender, a appender, codec queue.Codec, queueName string, log *slog.Logger) *Relay {
+// NewRelay returns a Relay that sends to the given queues. A Listener runs it.
+func NewRelay(o *redisstore.Outbox, partitions int, s sender, a appender, codec queue.Codec, to queue.Destinations, log *slog.Logger) *Relay {
 	r := &Relay{
-		outbox: o, sender: s, events: a, codec: codec, queue: queueName, log: log,
+		outbox: o, sender: s, events: a, codec: codec, to: to, log: log, failing: map[string]failure{},
 		wake: make(chan struct{}, 1), waiting: make([]atomic.Bool, partitions), batches: make([]*batch, partitions),
 	}
 	for p := range r.batches {
@@ -159,13 +183,15 @@ func (r *Relay) drainSafely(ctx context.Context, p int) (err error) {
 func (r *Relay) drain(ctx context.Context, p int) error {
 	b := r.batches[p]
 	for ctx.Err() == nil {
-		if len(b.entries) == 0 {
-			if err := r.read(ctx, p); err != nil {
+		if len(b.parcels) == 0 {
+			entries, err := r.read(ctx, b, p)
+			if err != nil {
 				return err
 			}
-			if len(b.entries) == 0 {
+			if len(entries) == 0 {
 				return nil
 			}
+			b.parcels = r.parcels(entries)
 		}
 		if err := r.deliver(ctx, p); err != nil {
 			return err
@@ -174,69 +200,133 @@ func (r *Relay) drain(ctx context.Context, p int) error {
 	return ctx.Err()
 }
 
-// read fills the batch: entries that an earlier run of this relay left, then those that a dead relay left,
-// then new ones.
-func (r *Relay) read(ctx context.Context, p int) error {
+// read returns entries that an earlier run of this relay left, then those that a dead relay left or whose route's
+// queue failed, then new ones.
+func (r *Relay) read(ctx context.Context, b *batch, p int) (entries []redisstore.Entry, err error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	b := r.batches[p]
-	b.sent = false
-	var err error
 	if !b.fresh {
-		if b.entries, err = r.outbox.Own(ctx, p, relayBatch); err != nil || len(b.entries) > 0 {
-			return err
+		if entries, err = r.outbox.Own(ctx, p, b.own, relayBatch); err != nil {
+			return nil, err
+		}
+		if len(entries) > 0 {
+			b.own = entries[len(entries)-1].StreamID
+			return entries, nil
 		}
 		b.fresh = true
 	}
 	if b.inherit {
-		if b.entries, err = r.outbox.TakeOver(ctx, p, takeOverIdle, relayBatch); err != nil || len(b.entries) > 0 {
-			return err
+		entries, b.looked, err = r.outbox.TakeOver(ctx, p, takeOverIdle, b.looked, relayBatch)
+		b.inherit = err != nil || b.looked != ""
+		if err != nil || len(entries) > 0 {
+			return entries, err
 		}
-		b.inherit = false
 	}
-	b.entries, err = r.outbox.Next(ctx, p, relayBatch)
-	return err
+	return r.outbox.Next(ctx, p, relayBatch)
 }
 
-// deliver sends, logs and acknowledges the batch, in this order.
+// parcels sorts entries by queue, in their order. The transitions of users come first.
+func (r *Relay) parcels(entries []redisstore.Entry) []*parcel {
+	users := &parcel{to: r.to.Events}
+	all, byQueue := []*parcel{users}, map[string]*parcel{users.to: users}
+	for _, e := range entries {
+		to, _ := r.to.Of(e.Event)
+		if byQueue[to] == nil {
+			byQueue[to] = &parcel{to: to}
+			all = append(all, byQueue[to])
+		}
+		byQueue[to].entries = append(byQueue[to].entries, e)
+	}
+	if len(users.entries) == 0 {
+		all = all[1:]
+	}
+	return all
+}
+
+// deliver brings each parcel of the batch to its queue. What is left of the batch failed and is taken up where it
+// stopped. What the queue of a route did not take is not left: it waits in the outbox without holding up others, until
+// TakeOver brings it again.
 func (r *Relay) deliver(ctx context.Context, p int) error {
+	b := r.batches[p]
+	var faults []error
+	for i := 0; i < len(b.parcels); {
+		c := b.parcels[i]
+		err := r.bring(ctx, p, c)
+		if err != nil && (c.sent || !r.isRoute(c.to)) {
+			faults = append(faults, err)
+			i++
+			continue
+		}
+		if err != nil {
+			b.inherit = false // the next pass goes on where this one ended
+		}
+		b.parcels = slices.Delete(b.parcels, i, i+1)
+	}
+	return errors.Join(faults...)
+}
+
+func (r *Relay) isRoute(to string) bool { return to != r.to.Events && to != "" }
+
+// bring sends, logs and acknowledges a parcel, in this order. Without a queue it logs the events as dead.
+func (r *Relay) bring(ctx context.Context, p int, c *parcel) error {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	b := r.batches[p]
-	if !b.sent {
-		messages := make([]queue.Message, len(b.entries))
-		for i, e := range b.entries {
-			var err error
-			if messages[i], err = r.codec.Encode(e.Event, 0); err != nil {
-				return err
-			}
+	end := eventlog.Step{Status: eventlog.Queued}
+	switch {
+	case c.to == "":
+		end = eventlog.Step{Status: eventlog.Dead, Detail: "no pattern of EXPIRATION_ROUTES matches the key any more"}
+	case !c.sent:
+		if err := r.send(ctx, c); err != nil {
+			return fmt.Errorf("send %d events to %s: %w", len(c.entries), c.to, err)
 		}
-		if err := r.sender.Send(ctx, r.queue, messages); err != nil {
-			return fmt.Errorf("send %d events to %s: %w", len(messages), r.queue, err)
-		}
-		b.sent = true
+		c.sent = true
 	}
-	if err := r.events.Write(ctx, queuedUpdates(b.entries, time.Now())); err != nil {
-		return fmt.Errorf("log %d events: %w", len(b.entries), err)
+	end.At = time.Now()
+	if err := r.events.Write(ctx, history(c.entries, end)); err != nil {
+		return fmt.Errorf("log %d events: %w", len(c.entries), err)
 	}
-	if err := r.outbox.Acknowledge(ctx, p, b.entries); err != nil {
+	if err := r.outbox.Acknowledge(ctx, p, c.entries); err != nil {
 		return err
 	}
 	r.mu.Lock()
-	r.relayed += int64(len(b.entries))
+	if c.sent {
+		r.relayed += int64(len(c.entries))
+	}
 	r.mu.Unlock()
-	b.entries = nil
 	return nil
 }
 
-// queuedUpdates is the prefix of the history that the relay knows.
-func queuedUpdates(entries []redisstore.Entry, now time.Time) []eventlog.Update {
+// errResting is the fault of a queue that is left alone for a while.
+var errResting = errors.New("it failed a moment ago")
+
+func (r *Relay) send(ctx context.Context, c *parcel) error {
+	if r.isRoute(c.to) {
+		if _, failed := r.failed(c.to, routeRest); failed {
+			return errResting
+		}
+	}
+	messages := make([]queue.Message, len(c.entries))
+	for i, e := range c.entries {
+		var err error
+		if messages[i], err = r.codec.Encode(e.Event, 0); err != nil {
+			return err
+		}
+	}
+	if !r.isRoute(c.to) {
+		return r.sender.Send(ctx, c.to, messages)
+	}
+	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
+	defer cancel()
+	err := r.sender.Send(ctx, c.to, messages)
+	r.noteRoute(ctx, c.to, err)
+	return err
+}
+
+// history is what the relay knows of the history of entries.
+func history(entries []redisstore.Entry, end eventlog.Step) []eventlog.Update {
 	updates := make([]eventlog.Update, len(entries))
 	for i, e := range entries {
-		updates[i] = eventlog.Update{Event: e.Event, Steps: []eventlog.Step{
-			{Status: eventlog.Detected, At: e.Event.DetectedAt},
-			{Status: eventlog.Queued, At: now},
-		}}
+		updates[i] = eventlog.Update{Event: e.Event, Steps: []eventlog.Step{{Status: eventlog.Detected, At: e.Event.DetectedAt}, end}}
 	}
 	return updates
 }
@@ -259,8 +349,39 @@ func (r *Relay) note(ctx context.Context, err error) {
 	}
 }
 
+// noteRoute records how a send to the queue of a route went, in the same way.
+func (r *Relay) noteRoute(ctx context.Context, to string, err error) {
+	_, failed := r.failed(to, routeMemory)
+	r.mu.Lock()
+	delete(r.failing, to)
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		r.failing[to] = failure{time.Now(), err.Error()}
+	}
+	r.mu.Unlock()
+	switch {
+	case err != nil && !failed:
+		r.log.WarnContext(ctx, "expired keys cannot be sent to the queue of their route; they wait in the outbox", "queue", to, "error", err)
+	case err == nil && failed:
+		r.log.InfoContext(ctx, "expired keys are sent to the queue of their route again", "queue", to)
+	}
+}
+
+// failed returns how the last send to the queue of a route failed, if that is less than d ago.
+func (r *Relay) failed(to string, d time.Duration) (failure, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, ok := r.failing[to]
+	return f, ok && time.Since(f.at) < d
+}
+
 func (r *Relay) progress() (relayed int64, fault string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.relayed, r.fault
+	fault = r.fault
+	for _, to := range slices.Sorted(maps.Keys(r.failing)) {
+		if f := r.failing[to]; fault == "" && time.Since(f.at) < routeMemory {
+			fault = fmt.Sprintf("send to %s: %s", to, f.fault)
+		}
+	}
+	return r.relayed, fault
 }

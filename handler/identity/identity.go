@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,15 +79,18 @@ func (i *Identity) Redis(ctx context.Context) (user, password string, err error)
 		token, err := i.token(ctx)
 		i.askedAt = now
 		if err != nil && left <= time.Minute {
-			return "", "", fmt.Errorf("get an Entra token for Redis (%s): the app's identity needs an access policy assignment on the database "+
-				"(az redisenterprise database access-policy-assignment create): %w", redisScope, err)
+			problem, mend := Diagnose(err)
+			return "", "", fmt.Errorf("get an Entra token for Redis (%s): %s; %s. The identity also needs an access policy assignment on the database "+
+				"(az redisenterprise database access-policy-assignment create): %w", redisScope, problem, mend, err)
 		}
 		if err == nil { // else the one at hand still serves for a while
 			i.redisToken = token
 		}
 	}
-	user, err = objectID(i.redisToken.Token)
-	return user, i.redisToken.Token, err
+	if user = ObjectID(i.redisToken.Token); user == "" {
+		return "", "", errors.New("read the object id in the Entra token for Redis: it is not a JSON web token with a claim oid")
+	}
+	return user, i.redisToken.Token, nil
 }
 
 func (i *Identity) token(ctx context.Context) (azcore.AccessToken, error) {
@@ -98,16 +103,37 @@ func (i *Identity) token(ctx context.Context) (azcore.AccessToken, error) {
 	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{redisScope}})
 }
 
-// objectID reads the object id of the identity out of its token. The token comes from Entra over TLS, so its
-// signature is Redis's to check. The error never has the token in it.
-func objectID(token string) (string, error) {
+// ObjectID reads the object id of the identity out of one of its tokens, "" when it has none. The token comes from
+// Entra over TLS, so its signature is the resource's to check.
+func ObjectID(token string) string {
 	claims := jwt.MapClaims{}
 	if _, _, err := jwt.NewParser().ParseUnverified(token, claims); err != nil {
-		return "", errors.New("read the object id in the Entra token for Redis: it is not a JSON web token")
+		return ""
 	}
 	oid, _ := claims["oid"].(string)
-	if oid == "" {
-		return "", errors.New("read the object id in the Entra token for Redis: it has no claim oid")
+	return oid
+}
+
+// Diagnose says why there is no token and what mends that, from the error of a credential: whose token it would have
+// been, in words for somebody who has to act. Both are one line without secrets.
+func Diagnose(err error) (problem, mend string) {
+	client := os.Getenv("AZURE_CLIENT_ID")
+	who, registration := "the identity of this app", "<client-id>"
+	if client != "" {
+		who, registration = "the identity with the client id "+client, client
 	}
-	return oid, nil
+	newSecret := "make a new one with: az ad app credential reset --id " + registration + ", and set AZURE_CLIENT_SECRET"
+	switch text := strings.ToLower(err.Error()); {
+	case strings.Contains(text, "aadsts7000222"):
+		return "there is no token for " + who + ": the secret of the app registration is expired", newSecret
+	case strings.Contains(text, "aadsts7000215"):
+		return "there is no token for " + who + ": AZURE_CLIENT_SECRET is not the secret of the app registration", newSecret
+	case strings.Contains(text, "aadsts700016"), strings.Contains(text, "aadsts90002"):
+		return "there is no token for " + who + ": the tenant does not know it",
+			"set AZURE_CLIENT_ID and AZURE_TENANT_ID as shown by: az ad sp show --id " + registration + " --query \"[appId,appOwnerOrganizationId]\""
+	case strings.Contains(text, "aadsts700024"):
+		return "there is no token for " + who + ": its assertion is not valid at this time", "set the clock of this machine: sudo timedatectl set-ntp true"
+	}
+	return "there is no token for " + who,
+		"check it with: az functionapp identity show --resource-group <resource-group> --name <app>; on a workstation: az login"
 }

@@ -98,8 +98,37 @@ func TestOddTokensAreRefusedWithoutShowingThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, token := range []string{"", "secret-text", noOID} {
-		if _, err := objectID(token); err == nil || token != "" && strings.Contains(err.Error(), token) {
+		if oid := ObjectID(token); oid != "" {
+			t.Errorf("%q is of %q", token, oid)
+		}
+		id, is := setup(t)
+		id.redisToken = azcore.AccessToken{Token: token, ExpiresOn: is.now.Add(time.Hour)}
+		if _, _, err := id.Redis(t.Context()); err == nil || token != "" && strings.Contains(err.Error(), token) {
 			t.Errorf("%q: %v", token, err)
 		}
+	}
+}
+
+func TestDiagnose(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault, client string
+		want          []string
+	}{
+		"no identity":      {"ManagedIdentityCredential: no managed identity found", "", []string{"the identity of this app", "az functionapp identity show", "az login"}},
+		"named identity":   {"no managed identity found", "1d-of-client", []string{"the identity with the client id 1d-of-client"}},
+		"expired secret":   {"AADSTS7000222: The provided client secret keys for app '1d' are expired.", "1d", []string{"client id 1d", "secret of the app registration is expired", "az ad app credential reset --id 1d"}},
+		"wrong secret":     {"AADSTS7000215: Invalid client secret provided.", "", []string{"AZURE_CLIENT_SECRET", "az ad app credential reset --id <client-id>"}},
+		"wrong tenant":     {"AADSTS90002: Tenant 'x' not found.", "", []string{"tenant", "AZURE_TENANT_ID", "az ad sp show"}},
+		"clock of an hour": {"AADSTS700024: Client assertion is not within its valid time range.", "", []string{"clock"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("AZURE_CLIENT_ID", c.client)
+			problem, mend := Diagnose(errors.New(c.fault))
+			for _, want := range c.want {
+				if !strings.Contains(problem+"; "+mend, want) {
+					t.Errorf("%s; %s\ndoes not say %q", problem, mend, want)
+				}
+			}
+		})
 	}
 }

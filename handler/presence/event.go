@@ -21,6 +21,9 @@ const (
 	UserOffline    EventType = "user.offline"
 )
 
+// KeyExpired is the expiry of a foreign key (design D7). It is no transition, so it is not Valid.
+const KeyExpired EventType = "redis.key.expired"
+
 // Valid reports whether t is one of the transitions that this version knows.
 func (t EventType) Valid() bool {
 	switch t {
@@ -51,13 +54,18 @@ type EventSession struct {
 	GraceSeconds int    `json:"graceSeconds"`
 }
 
-// Event is one transition of one user. Every copy of it, wherever it is made again, has the same ID.
+// Event is one transition of one user, or the expiry of a foreign key. Every copy of it, wherever it is made again,
+// has the same ID.
 type Event struct {
 	ID      string
 	Type    EventType
 	User    string
 	Session string
-	// Epoch orders the events of a user: strictly increasing, new for every event.
+	// Key is the foreign key that expired: such an event has neither user nor session. It is valid UTF-8: each run of
+	// other bytes is one U+FFFD.
+	Key string
+	// Epoch orders the events of a user: strictly increasing, new for every event. For a foreign key it is DetectedAt in
+	// ms.
 	Epoch  int64
 	Reason Reason
 	// Deadline is when the session was due; zero for a beat and for a leave without grace.
@@ -90,11 +98,22 @@ func (e Event) Status() Status {
 // the event log) and h on user, session, type and basis (design D6). The basis of an end is the session's
 // startEpoch; of a start it is the user's previous epoch or, where there is none, the event's own.
 func EventID(user, session string, t EventType, basis int64) string {
-	sum := sha256.Sum256([]byte(strings.Join([]string{user, session, string(t), strconv.FormatInt(basis, 10)}, "\n")))
-	return PartitionKey(user) + "-" + base32.StdEncoding.EncodeToString(sum[:])[:16]
+	return eventID(user, session, string(t), strconv.FormatInt(basis, 10))
 }
 
-// PartitionKey returns the event log's partition key of a user: 13 characters of A-Z and 2-7.
+// KeyEventID makes the id of the expiry of a foreign key from the key, when it was detected in ms and the number of
+// the event in its partition: the next expiry of the same key has another id.
+func KeyEventID(key string, at, n int64) string {
+	return eventID(key, string(KeyExpired), strconv.FormatInt(at, 10), strconv.FormatInt(n, 10))
+}
+
+// eventID makes an id in the partition of its first part.
+func eventID(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\n")))
+	return PartitionKey(parts[0]) + "-" + base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+// PartitionKey returns the event log's partition key of a user or foreign key: 13 characters of A-Z and 2-7.
 func PartitionKey(user string) string {
 	sum := sha256.Sum256([]byte(user))
 	return base32.StdEncoding.EncodeToString(sum[:])[:13]

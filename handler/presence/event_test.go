@@ -34,6 +34,28 @@ func TestEventIDVectors(t *testing.T) {
 	}
 }
 
+// TestKeyEventIDVectors: the same contract for foreign keys.
+func TestKeyEventIDVectors(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		key   string
+		at, n int64
+		id    string
+	}{
+		{"cart:7", 1767225600123, 1, "DRHFHQJFKOBQ4-IRJDGED5UOK2SZ2I"},
+		{"alice", 1767225600123, 12, "FPMANSL7BYAK6-4W2GGBTFK56KOHKB"},
+		{"a\nb\uFFFD", 1, 9007199254740991, "OUR4CR6HZHAPV-XWNFVJKJZD3QIWOC"},
+	} {
+		id := presence.KeyEventID(tt.key, tt.at, tt.n)
+		if pk, ok := presence.PartitionKeyOf(id); id != tt.id || !ok || pk != presence.PartitionKey(tt.key) {
+			t.Errorf("%+v: id %s", tt, id)
+		}
+	}
+	if presence.KeyEventID("k", 1, 2) == presence.KeyEventID("k", 1, 3) || presence.KeyEventID("k", 1, 2) == presence.KeyEventID("k", 2, 2) {
+		t.Error("two expiries of a key have the same id")
+	}
+}
+
 // TestEventIDsDiffer: each part of the input makes another event, wherever one part ends and the next begins.
 func TestEventIDsDiffer(t *testing.T) {
 	t.Parallel()
@@ -75,7 +97,7 @@ func TestEventStatus(t *testing.T) {
 			t.Errorf("after %s a user is %s, want %s", kind, got, want)
 		}
 	}
-	if presence.EventType("user.gone").Valid() || presence.EventType("").Valid() || presence.Reason("why").Valid() || !presence.ReasonLeft.Valid() {
+	if presence.EventType("user.gone").Valid() || presence.EventType("").Valid() || presence.KeyExpired.Valid() || presence.Reason("why").Valid() || !presence.ReasonLeft.Valid() {
 		t.Error("unknown types and reasons must not be valid")
 	}
 }

@@ -1,12 +1,15 @@
 package queue
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 
@@ -27,8 +30,9 @@ type Codec struct {
 
 // data is the payload of the CloudEvent.
 type data struct {
-	User       string                  `json:"user"`
-	Session    string                  `json:"session"`
+	User       string                  `json:"user,omitempty"`
+	Session    string                  `json:"session,omitempty"`
+	Key        string                  `json:"key,omitempty"`
 	Epoch      int64                   `json:"epoch"`
 	Reason     presence.Reason         `json:"reason"`
 	Deadline   *time.Time              `json:"deadline"`
@@ -50,7 +54,7 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 	ce.SetID(e.ID)
 	ce.SetType(c.TypePrefix + string(e.Type))
 	ce.SetSource(c.Source)
-	ce.SetSubject(e.User)
+	ce.SetSubject(cmp.Or(e.User, printable(e.Key)))
 	ce.SetTime(e.DetectedAt)
 	ce.SetExtension("traceparent", e.Traceparent)
 	id := e.ID
@@ -59,7 +63,7 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 		id += ":r" + strconv.Itoa(replay)
 	}
 	err := ce.SetData(event.ApplicationJSON, data{
-		User: e.User, Session: e.Session, Epoch: e.Epoch, Reason: e.Reason, Deadline: optional(e.Deadline),
+		User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason, Deadline: optional(e.Deadline),
 		Groups: notNil(e.Groups), Sessions: notNil(e.Sessions), Meta: e.Meta, LastSeen: optional(e.LastSeen),
 		Life: e.Life, Generation: e.Generation,
 	})
@@ -74,13 +78,28 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 		ID: id, Subject: string(e.Type), SessionID: e.User, ContentType: ContentType, Body: body,
 		Properties: map[string]any{"type": string(e.Type), "user": e.User, "epoch": e.Epoch, "reason": string(e.Reason)},
 	}
+	if e.Type == presence.KeyExpired {
+		m.SessionID = presence.PartitionKey(e.Key) // a key may be longer than a SessionId
+		m.Properties["key"] = e.Key
+		delete(m.Properties, "user")
+	}
 	if replay > 0 {
 		m.Properties[replayExtension] = int64(replay)
 	}
 	return m, nil
 }
 
-// Decode reads the event and the number of its replay from the body of a message. The error says what is
+// printable replaces the characters that no attribute of a CloudEvent may have.
+func printable(key string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return utf8.RuneError
+		}
+		return r
+	}, key)
+}
+
+// Decode reads a transition of a user and the number of its replay from the body of a message. The error says what is
 // wrong with a message that can never be read; the event's ID is set even then, if it could be read.
 func (c Codec) Decode(body []byte) (e presence.Event, replay int, err error) {
 	var ce event.Event

@@ -2,10 +2,10 @@ package redisstore
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,14 +20,16 @@ import (
 )
 
 const (
-	// dialTimeout bounds a new connection, TLS included; commandTimeout a round trip.
-	dialTimeout    = 5 * time.Second
+	// dialTimeout bounds a new connection, TLS included. It is short, so that one begun while nothing answered is
+	// soon followed by another. commandTimeout bounds a round trip.
+	dialTimeout    = 2 * time.Second
 	commandTimeout = 3 * time.Second
 	// replaceAfter is how long every round trip may fail before the client is closed and made anew.
 	replaceAfter = 15 * time.Second
-	// oldestRedis is the first version that has all we use (XAUTOCLAIM, PXAT, effects replication).
-	oldestRedis = 6.2
 )
+
+// The first version of Redis that has all we use (XAUTOCLAIM, PXAT, effects replication).
+const oldestMajor, oldestMinor = 6, 2
 
 // Circuit is asked before each round trip, and told how it went. A maintenance.Breaker is one.
 type Circuit interface {
@@ -38,19 +40,31 @@ type Circuit interface {
 	Succeeded()
 }
 
-// Client is the one way to Redis that all functions of a process share: one connection for commands, which
-// concurrent requests share by pipelining, and one for subscriptions. It is created on first use; a failed
-// attempt is not remembered; one that stays broken is closed and replaced (design D8).
-type Client struct {
-	endpoint Endpoint
-	name     string
-	circuit  Circuit
+// noCircuit is never open.
+type noCircuit struct{}
 
+func (noCircuit) Open() (time.Duration, bool) { return 0, false }
+func (noCircuit) Failed(error)                {}
+func (noCircuit) Succeeded()                  {}
+
+// Client is the one way to Redis that all functions of a process share: one connection for commands, which
+// concurrent requests share by pipelining, and one for subscriptions; on a cluster so many to each primary. It is
+// created on first use; a failed attempt is not remembered; one that stays broken is closed and replaced (design D8).
+type Client struct {
+	endpoint     Endpoint
+	name         string
+	circuit      Circuit
+	replaceAfter time.Duration
+
+	// open ends with Close.
+	open       context.Context //nolint:containedctx // the attempts to connect outlive the requests that begin them
+	end        context.CancelFunc
 	connecting singleflight.Group
+	mu         sync.Mutex // guards changes of live
 	live       atomic.Pointer[live]
-	mu         sync.Mutex // guards changes of live and closed
-	closed     bool
 	brokenAt   atomic.Int64 // when round trips began to fail, in Unix ns; 0 while they succeed
+	sockets    sockets
+	subscribed atomic.Pointer[subscriptionState]
 }
 
 // live is a client that answered.
@@ -67,25 +81,15 @@ type Server struct {
 	MaxClients int
 }
 
-// Endpoint says which Redis, and who we are there: URL, or Host with AccessKey; or either with Credentials.
-type Endpoint struct {
-	// URL is REDIS_URL: redis://[user:password@]host:port/db, rediss:// with TLS.
-	URL string
-	// Host is REDIS_HOST: host or host:port (10000, as Azure Managed Redis has it), always over TLS.
-	Host string
-	// AccessKey is REDIS_ACCESS_KEY.
-	AccessKey string
-	// Credentials returns user and password for a new connection, such as an Entra token. It is asked for each
-	// connection, and connections are opened anew before they are Life old.
-	Credentials func(ctx context.Context) (user, password string, err error)
-	// Life is how long a connection with Credentials lives.
-	Life time.Duration
-}
-
 // NewClient returns a Client. name is shown by CLIENT LIST. circuit may be nil. It does no I/O: a wrong
 // endpoint is reported by the first call.
 func NewClient(e Endpoint, name string, circuit Circuit) *Client {
-	return &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit}
+	if circuit == nil {
+		circuit = noCircuit{}
+	}
+	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter}
+	c.open, c.end = context.WithCancel(context.Background())
+	return c
 }
 
 // clientNameRune keeps what CLIENT SETNAME allows: printable characters without blanks.
@@ -98,9 +102,6 @@ func clientNameRune(r rune) rune {
 
 // ready fails at once while the circuit is open.
 func (c *Client) ready() error {
-	if c.circuit == nil {
-		return nil
-	}
 	if wait, open := c.circuit.Open(); open {
 		return &presence.Error{Kind: presence.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
 			RetryAfter: max(wait, time.Second), Err: errCircuitOpen}
@@ -108,49 +109,65 @@ func (c *Client) ready() error {
 	return nil
 }
 
-var errCircuitOpen = errors.New("the circuit to Redis is open")
+var (
+	errCircuitOpen = errors.New("the circuit to Redis is open")
+	errClosed      = errors.New("the Redis client is closed")
+)
 
-// connect returns the shared client. Concurrent first calls share one attempt, and its fault; the next call
-// tries again.
+// connect returns the shared client.
 func (c *Client) connect(ctx context.Context) (redis.UniversalClient, error) {
 	if err := c.ready(); err != nil {
 		return nil, err
 	}
+	// The attempt outlives the request that happens to be the first.
+	l, err := c.attempt(ctx, dialTimeout+commandTimeout)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return l, nil
+}
+
+// attempt returns the live client, or makes one within the limit. Calls at the same time share one attempt, and its
+// fault; the next call tries again.
+func (c *Client) attempt(ctx context.Context, limit time.Duration) (*live, error) {
 	if l := c.live.Load(); l != nil {
 		return l, nil
 	}
-	attempt := c.connecting.DoChan("", func() (any, error) {
+	made := c.connecting.DoChan("", func() (any, error) {
 		if l := c.live.Load(); l != nil {
 			return l, nil
 		}
-		// The attempt outlives the request that happened to be the first.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dialTimeout+commandTimeout)
-		defer cancel()
-		l, err := c.dial(ctx)
-		if err != nil {
-			if c.circuit != nil && connectionFault(err) {
-				c.circuit.Failed(err)
-			}
-			return nil, err
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.closed {
-			_ = l.Close()
-			return nil, errors.New("the Redis client is closed")
-		}
-		c.live.Store(l)
-		return l, nil
+		return c.create(limit)
 	})
 	select {
-	case r := <-attempt:
+	case r := <-made:
 		if r.Err != nil {
-			return nil, unavailable(diagnose(r.Err))
+			return nil, r.Err
 		}
 		return r.Val.(*live), nil
 	case <-ctx.Done():
-		return nil, unavailable(fmt.Errorf("connect to Redis: %w", ctx.Err()))
+		return nil, fmt.Errorf("connect to Redis: %w", ctx.Err())
 	}
+}
+
+func (c *Client) create(limit time.Duration) (*live, error) {
+	ctx, cancel := context.WithTimeout(c.open, limit)
+	defer cancel()
+	l, err := c.dial(ctx)
+	if c.open.Err() != nil {
+		err = errors.Join(errClosed, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open.Err() != nil {
+		_ = l.Close() // nobody has used it
+		return nil, errClosed
+	}
+	c.live.Store(l)
+	return l, nil
 }
 
 // dial makes a client and looks at the server once: a server that cannot serve us is refused with the cure.
@@ -160,16 +177,23 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 		return nil, err
 	}
 	client := redis.NewClient(opt)
-	server, err := inspect(ctx, client)
-	if err != nil {
-		_ = client.Close() // the fault that matters is err
-		return nil, err
-	}
-	if !server.Cluster {
+	client.AddHook(watch{c})
+	server, err := c.inspect(ctx, client)
+	if err == nil && !server.Cluster {
 		return &live{client, server}, nil
 	}
+	var slots []redis.ClusterSlot
+	if err == nil {
+		slots, err = client.ClusterSlots(ctx).Result()
+	}
 	_ = client.Close() // it was only to ask
-	return &live{redis.NewClusterClient(clusterOptions(opt)), server}, nil
+	if err != nil {
+		return nil, c.endpoint.diagnoseGreeting(err)
+	}
+	cluster := redis.NewClusterClient(clusterOptions(opt, slots))
+	cluster.AddHook(once{})
+	cluster.OnNewNode(func(node *redis.Client) { node.AddHook(watch{c}) })
+	return &live{cluster, server}, nil
 }
 
 func (c *Client) options() (*redis.Options, error) {
@@ -181,62 +205,53 @@ func (c *Client) options() (*redis.Options, error) {
 	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout, opt.PoolTimeout = dialTimeout, commandTimeout, commandTimeout, commandTimeout
 	opt.ContextTimeoutEnabled = true
 	opt.MaxRetries = -1 // a re-sent script may run twice; the callers retry what may be retried
-	opt.DialerRetries = 1
+	opt.Dialer, opt.DialerRetries = c.dialer(opt.TLSConfig), 1
 	opt.PoolSize, opt.MaxActiveConns, opt.MaxConcurrentDials = 1, 1, 1
 	opt.PipelinePoolSize = -1 // pipelines use the pool too
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return opt, nil
 }
 
-// options reads the endpoint. Its errors have no secret in them.
-func (e Endpoint) options() (*redis.Options, error) {
-	if e.URL != "" {
-		opt, err := redis.ParseURL(e.URL)
-		if err != nil {
-			// The parser's error may quote the URL with its password.
-			return nil, errors.New("REDIS_URL cannot be read: it must look like redis://user:password@host:6379/0, or rediss:// for TLS")
-		}
-		return e.withCredentials(opt), nil
-	}
-	if e.Host == "" {
-		return nil, errors.New("no Redis is set: set REDIS_URL=redis://host:6379, or REDIS_HOST")
-	}
-	host, port, err := net.SplitHostPort(e.Host)
-	if err != nil {
-		host, port = e.Host, managedRedisPort
-	}
-	return e.withCredentials(&redis.Options{Addr: net.JoinHostPort(host, port), Password: e.AccessKey,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}}), nil
-}
-
-func (e Endpoint) withCredentials(opt *redis.Options) *redis.Options {
-	if e.Credentials != nil {
-		opt.CredentialsProviderContext, opt.ConnMaxLifetime = e.Credentials, e.Life
-	}
-	return opt
-}
-
-// managedRedisPort is where Azure Managed Redis listens.
-const managedRedisPort = "10000"
-
 // clusterOptions are the same for a cluster: the limits count for each node. Nodes are announced by address,
 // so TLS checks the name of the endpoint (opt.TLSConfig.ServerName).
-func clusterOptions(opt *redis.Options) *redis.ClusterOptions {
+func clusterOptions(opt *redis.Options, slots []redis.ClusterSlot) *redis.ClusterOptions {
 	return &redis.ClusterOptions{
-		Addrs: []string{opt.Addr}, ClientName: opt.ClientName, Username: opt.Username, Password: opt.Password,
-		CredentialsProviderContext: opt.CredentialsProviderContext, ConnMaxLifetime: opt.ConnMaxLifetime, TLSConfig: opt.TLSConfig,
-		DialTimeout: opt.DialTimeout, ReadTimeout: opt.ReadTimeout, WriteTimeout: opt.WriteTimeout, PoolTimeout: opt.PoolTimeout,
-		ContextTimeoutEnabled: true, MaxRetries: -1, DialerRetries: 1, MaxRedirects: clusterRedirects,
-		PoolSize: 1, MaxActiveConns: 1, MaxConcurrentDials: 1, PipelinePoolSize: -1,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		Addrs: seeds(opt.Addr, slots), ClientName: opt.ClientName, Username: opt.Username, Password: opt.Password,
+		CredentialsProviderContext: opt.CredentialsProviderContext, ConnMaxLifetime: opt.ConnMaxLifetime,
+		TLSConfig: opt.TLSConfig, Dialer: opt.Dialer, DialTimeout: opt.DialTimeout, DialerRetries: opt.DialerRetries,
+		ReadTimeout: opt.ReadTimeout, WriteTimeout: opt.WriteTimeout, PoolTimeout: opt.PoolTimeout,
+		ContextTimeoutEnabled: true, MaxRetries: -1, MaxRedirects: clusterRedirects,
+		PoolSize: opt.PoolSize, MaxActiveConns: opt.MaxActiveConns, MaxConcurrentDials: opt.MaxConcurrentDials, PipelinePoolSize: -1,
+		MaintNotificationsConfig: opt.MaintNotificationsConfig, DisableRoutingPolicies: true,
 	}
+}
+
+// seeds are the addresses that a cluster announces. The endpoint's own name is not among them where that can be
+// avoided: it would be a further node to the client, with a further connection to a server that it has already.
+func seeds(endpoint string, slots []redis.ClusterSlot) []string {
+	var addrs []string
+	for _, slot := range slots {
+		for _, node := range slot.Nodes {
+			host, _, err := net.SplitHostPort(node.Addr)
+			if err != nil || host == "" || net.ParseIP(host).IsLoopback() {
+				return []string{endpoint} // an address that means something to the server alone
+			}
+			if !slices.Contains(addrs, node.Addr) {
+				addrs = append(addrs, node.Addr)
+			}
+		}
+	}
+	if len(addrs) == 0 {
+		return []string{endpoint}
+	}
+	return addrs
 }
 
 // clusterRedirects is how often a command follows MOVED and ASK while slots move.
-const clusterRedirects = 8
+const clusterRedirects = 3
 
 // inspect asks the server what it is.
-func inspect(ctx context.Context, client *redis.Client) (Server, error) {
+func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, error) {
 	text, err := client.Info(ctx, "server", "replication", "cluster", "clients").Result()
 	if err != nil {
 		if !isReply(err) {
@@ -258,42 +273,73 @@ func inspect(ctx context.Context, client *redis.Client) (Server, error) {
 			s.MaxClients, _ = strconv.Atoi(got["maxclients"])
 		}
 	}
-	if info["role"] == "slave" {
-		return s, errors.New("REDIS_URL names a read-only replica: name the primary")
+	if info["role"] == "slave" && !s.Cluster {
+		return s, fmt.Errorf("%s names a read-only replica: name the primary", c.endpoint.setting())
 	}
 	major, rest, _ := strings.Cut(s.Version, ".")
 	minor, _, _ := strings.Cut(rest, ".")
-	if v, err := strconv.ParseFloat(major+"."+minor, 64); err == nil && v < oldestRedis {
-		return s, fmt.Errorf("the Redis at REDIS_URL has version %s: %.1f or newer is needed", s.Version, oldestRedis)
+	m, err1 := strconv.Atoi(major)
+	n, err2 := strconv.Atoi(minor)
+	if err1 == nil && err2 == nil && (m < oldestMajor || m == oldestMajor && n < oldestMinor) {
+		return s, fmt.Errorf("the Redis at %s has version %s: %d.%d or newer is needed", c.endpoint.setting(), s.Version, oldestMajor, oldestMinor)
 	}
 	return s, nil
 }
 
-// exec sends a pipeline and tells the circuit how it went. Each command has its own error.
+// exec sends a pipeline. Each command has its own error.
 func (c *Client) exec(ctx context.Context, pipe redis.Pipeliner) {
-	_, err := pipe.Exec(ctx)
-	if !connectionFault(err) {
-		c.brokenAt.Store(0)
-		if c.circuit != nil {
-			c.circuit.Succeeded()
-		}
-		return
-	}
-	if c.circuit != nil {
-		c.circuit.Failed(err)
-	}
-	now := time.Now().UnixNano()
-	if c.brokenAt.CompareAndSwap(0, now) {
-		return
-	}
-	if broken := time.Duration(now - c.brokenAt.Load()); broken > replaceAfter {
-		c.brokenAt.Store(0)
-		c.replace()
+	_, _ = pipe.Exec(ctx) // the first of the commands' errors
+}
+
+// watch tells of each round trip of one server.
+type watch struct{ client *Client }
+
+func (w watch) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (w watch) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		w.client.returned(ctx, err)
+		return err
 	}
 }
 
-// replace closes the client, so that the next call makes a new one.
-func (c *Client) replace() {
+func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		fault := err
+		for _, cmd := range cmds {
+			if !connectionFault(fault) {
+				fault = cmd.Err()
+			}
+		}
+		w.client.returned(ctx, fault)
+		return err
+	}
+}
+
+// returned takes in how a round trip went. One whose request ran out of its own time says nothing of Redis.
+func (c *Client) returned(ctx context.Context, err error) {
+	switch {
+	case !connectionFault(err):
+		if c.brokenAt.Load() != 0 {
+			c.brokenAt.Store(0)
+		}
+		c.circuit.Succeeded()
+	case ctx.Err() == nil:
+		c.failed(err)
+	}
+}
+
+// failed takes in a fault of the connection. After replaceAfter without a success the client is closed, and the next
+// call makes a new one.
+func (c *Client) failed(err error) {
+	c.circuit.Failed(err)
+	now := time.Now().UnixNano()
+	if c.brokenAt.CompareAndSwap(0, now) || time.Duration(now-c.brokenAt.Load()) < c.replaceAfter {
+		return
+	}
+	c.brokenAt.Store(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.live.Swap(nil); l != nil {
@@ -303,9 +349,10 @@ func (c *Client) replace() {
 
 // Close closes the connections; no call opens new ones afterwards.
 func (c *Client) Close() error {
+	c.end()
+	c.sockets.closeAll()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
 	if l := c.live.Swap(nil); l != nil {
 		if err := l.Close(); err != nil {
 			return fmt.Errorf("close the Redis client: %w", err)
@@ -314,31 +361,38 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Ping asks Redis for a sign of life, also while the circuit is open: the breaker's probe.
+// Ping asks Redis for a sign of life, on a cluster each primary; also while the circuit is open: the breaker's probe.
+// It returns when ctx ends.
 func (c *Client) Ping(ctx context.Context) error {
-	if l := c.live.Load(); l != nil {
-		return l.Ping(ctx).Err()
+	limit := dialTimeout + commandTimeout
+	if end, ok := ctx.Deadline(); ok {
+		limit = time.Until(end)
 	}
-	l, err := c.dial(ctx)
+	l, err := c.attempt(ctx, limit)
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || !c.live.CompareAndSwap(nil, l) {
-		_ = l.Close() // another call was first
+	ping := func(ctx context.Context, server *redis.Client) error { return server.Ping(ctx).Err() }
+	switch client := l.UniversalClient.(type) {
+	case *redis.ClusterClient:
+		err = client.ForEachMaster(ctx, ping)
+	case *redis.Client:
+		err = ping(ctx, client)
 	}
-	return nil
+	if err != nil && ctx.Err() != nil {
+		c.failed(err) // the time of a probe is enough for Redis
+	}
+	return err
 }
 
-// Server returns what Redis told of itself, and the connections of this client; false before the first answer.
+// Server returns what Redis told of itself, and how many connections this client has open, on a cluster the most
+// that it has to one server; false before the first answer.
 func (c *Client) Server() (s Server, connections int, ok bool) {
 	l := c.live.Load()
 	if l == nil {
 		return Server{}, 0, false
 	}
-	stats := l.PoolStats()
-	return l.server, int(stats.TotalConns) + int(stats.PubSubStats.Active), true
+	return l.server, c.sockets.most(), true
 }
 
 // isReply reports whether err is an answer of Redis, so that the connection is well.
@@ -347,40 +401,13 @@ func isReply(err error) bool {
 	return errors.As(err, &reply)
 }
 
-// connectionFault reports whether err tells of the connection rather than of a command. A request that ran
-// out of its own time says nothing of the connection.
+// connectionFault reports whether err tells of the connection or the server rather than of a command.
 func connectionFault(err error) bool {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled):
 		return false
 	case isReply(err):
-		return redis.HasErrorPrefix(err, "LOADING") || redis.HasErrorPrefix(err, "READONLY") || redis.HasErrorPrefix(err, "MASTERDOWN") ||
-			strings.Contains(err.Error(), "max number of clients")
+		return redis.HasErrorPrefix(err, "LOADING") || redis.HasErrorPrefix(err, "READONLY") || redis.HasErrorPrefix(err, "MASTERDOWN")
 	}
 	return true
-}
-
-// diagnose puts the setting and the cure in front of what Redis or the network said.
-func diagnose(err error) error {
-	var dns *net.DNSError
-	text := err.Error()
-	switch {
-	case errors.As(err, &dns):
-		return fmt.Errorf("REDIS_URL names a host that does not exist; check its spelling: %w", err)
-	case strings.HasPrefix(text, "WRONGPASS"), strings.HasPrefix(text, "NOAUTH"), strings.Contains(text, "invalid password"):
-		return fmt.Errorf("REDIS_URL has a wrong user or password; percent-encode special characters in it: %w", err)
-	case strings.HasPrefix(text, "NOPERM"):
-		return fmt.Errorf("the user of REDIS_URL lacks a permission; grant it with ACL SETUSER name +@all ~* &* (Azure Managed Redis: access policy default): %w", err)
-	case strings.Contains(text, "first record does not look like a TLS handshake"):
-		return fmt.Errorf("REDIS_URL begins with rediss:// but the port speaks plain text; use redis:// or the TLS port: %w", err)
-	case strings.Contains(text, "x509:"), strings.Contains(text, "tls:"):
-		return fmt.Errorf("the TLS certificate of the host in REDIS_URL was refused; the name must be the certificate's: %w", err)
-	case strings.Contains(text, "max number of clients"):
-		return fmt.Errorf("redis has no connection left; lower MAX_INSTANCES or choose a larger tier: %w", err)
-	case strings.Contains(text, "connection refused"):
-		return fmt.Errorf("nothing listens at the host and port of REDIS_URL: %w", err)
-	case errors.Is(err, errEOF), strings.Contains(text, "connection reset"):
-		return fmt.Errorf("the connection to REDIS_URL was closed during the greeting; a TLS port needs rediss://: %w", err)
-	}
-	return err
 }

@@ -67,6 +67,13 @@ func FuzzUnpack(f *testing.F) {
 		{"1", "user.offline", "alice", "a", "1700000045124", "left", "1700000000124", "", "1700000045123", "1700000045123", "LIFE", "1", "4", "", "", "", ""},
 		{"1", "user.offline", "alice", "a", "x", "left", "1", "", "1", "1", "LIFE", "1", "4", "", "", "a,b", "{"},
 		{"2"},
+		{"2", "redis.key.expired", "1700000000123", "LIFE", "0", "7", "cart:7"},
+		{"2", "redis.key.expired", "1700000000123", "LIFE", "3", "8", "a\nb\x00\uFFFD"},
+		{"2", "redis.key.expired", "0", "LIFE", "0", "7", "k"},
+		{"2", "redis.key.expired", "1700000000123", "LIFE", "0", "x", "k"},
+		{"2", "redis.key.expired", "1700000000123", "LIFE", "0", "7", ""},
+		{"2", "redis.key.expired", "1700000000123", "LIFE", "0", "7", "\xff"},
+		{"2", "user.online", "1700000000123", "LIFE", "0", "7", "k"},
 	} {
 		f.Add(strings.Join(lines, "\n"))
 	}
@@ -74,6 +81,9 @@ func FuzzUnpack(f *testing.F) {
 		e, err := unpack(packed)
 		if err != nil {
 			return
+		}
+		if _, ok := presence.PartitionKeyOf(e.Event.ID); !ok || (e.Event.Key == "") != e.Event.Type.Valid() {
+			t.Fatalf("%q is %+v", packed, e.Event)
 		}
 		basis := strings.Split(packed, "\n")[6]
 		again, err := unpack(pack(e, basis))
@@ -89,6 +99,9 @@ func FuzzUnpack(f *testing.F) {
 // pack writes what unpack reads.
 func pack(entry Entry, basis string) string {
 	e := entry.Event
+	if e.Type == presence.KeyExpired {
+		return fmt.Sprintf("2\n%s\n%d\n%s\n%d\n%d\n%s", e.Type, e.Epoch, e.Life, e.Generation, entry.N, e.Key)
+	}
 	ms := func(t time.Time) string {
 		if t.IsZero() {
 			return ""

@@ -84,12 +84,14 @@ func (s *Store) heartbeat(ctx context.Context, b *presence.Beat) (presence.BeatO
 		return outcome, err
 	case <-ctx.Done(): // the lane still has the item, so it is not used again
 		return presence.BeatOutcome{}, unavailable(fmt.Errorf("wait for Redis: %w", ctx.Err()))
+	case <-s.beats.ended:
+		return presence.BeatOutcome{}, errLaneEnded
 	}
 }
 
 // flushBeats is the lane's flush.
 func (s *Store) flushBeats(items []*beatItem) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	live := items[:0]
 	for _, it := range items {
@@ -99,7 +101,7 @@ func (s *Store) flushBeats(items []*beatItem) {
 		}
 		live = append(live, it)
 	}
-	if err := s.applyBeats(ctx, live); err != nil {
+	if err := guarded(func() error { return s.applyBeats(ctx, live) }); err != nil {
 		for _, it := range live {
 			it.err = err
 		}

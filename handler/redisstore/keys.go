@@ -47,6 +47,15 @@ func (k keys) leasePartition(key string) (int, bool) {
 	return p, ours && cut && err == nil && strings.HasPrefix(name, "lease/") && p >= 0 && p < k.partitions
 }
 
+// ours reports whether a key is in the state's part of the key space: <prefix>{p<number>}... or <prefix>/...
+func (k keys) ours(key string) bool {
+	rest, ok := strings.CutPrefix(key, k.prefix)
+	number, tagged := strings.CutPrefix(rest, "{p")
+	number, _, closed := strings.Cut(number, "}")
+	_, err := strconv.ParseUint(number, 10, 64)
+	return ok && (strings.HasPrefix(rest, "/") || tagged && closed && err == nil)
+}
+
 // partitionCount is where the number of partitions is recorded.
 func (k keys) partitionCount() string { return k.prefix + "/partitions" }
 

@@ -2,7 +2,13 @@ package redisstore
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
+	"time"
+
+	"userconnectivity/handler/presence"
 )
 
 // lane lets concurrent requests share round trips: while one flush is under way, the next items gather. Its
@@ -13,6 +19,7 @@ type lane[T any] struct {
 	queue chan T
 	once  sync.Once
 	quit  chan struct{}
+	// ended is closed when no item is flushed any more. Whoever waits for an item waits for this too.
 	ended chan struct{}
 }
 
@@ -22,7 +29,13 @@ const (
 	laneQueue = 4096
 	// laneBatch bounds the items of one flush, and with it how long Redis works on it: about 4 ms.
 	laneBatch = 512
+	// flushTimeout bounds a flush, which may take two round trips. It is longer than one, so that a round trip that
+	// gets no answer is the server's fault and not that of the flush.
+	flushTimeout = 2 * commandTimeout
 )
+
+var errLaneEnded = &presence.Error{Kind: presence.Unavailable, RetryAfter: time.Second, Message: "the app is ending: try again",
+	Err: errors.New("the store is closed")}
 
 func newLane[T any](flush func([]T)) *lane[T] {
 	return &lane[T]{flush: flush, queue: make(chan T, laneQueue), quit: make(chan struct{}), ended: make(chan struct{})}
@@ -62,16 +75,26 @@ func (l *lane[T]) run() {
 	}
 }
 
-// stop ends the lane. Items still queued are never flushed: their requests end by their own deadlines.
+// stop ends the lane after the flush that is under way. It may be called again.
 func (l *lane[T]) stop(ctx context.Context) {
-	started := true
-	l.once.Do(func() { started = false })
-	close(l.quit)
-	if !started {
-		return
+	l.once.Do(func() { close(l.ended) }) // it never ran
+	select {
+	case <-l.quit:
+	default:
+		close(l.quit)
 	}
 	select {
 	case <-l.ended:
 	case <-ctx.Done():
 	}
+}
+
+// guarded turns a panic into an error. Outside of a request nothing else would recover it, and it would end the process.
+func guarded(do func() error) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("panicked: %v\n%s", cause, debug.Stack())
+		}
+	}()
+	return do()
 }

@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
 
@@ -36,9 +38,10 @@ type Outbox struct {
 // Outbox returns the outbox for one relay.
 func (s *Store) Outbox(consumer string) *Outbox { return &Outbox{store: s, consumer: consumer} }
 
-// Own returns entries that this relay read before and did not acknowledge, oldest first.
-func (o *Outbox) Own(ctx context.Context, partition, limit int) ([]Entry, error) {
-	return o.read(ctx, partition, "0", limit)
+// Own returns entries that this relay read before and did not acknowledge, oldest first, after the one of the given
+// StreamID; "" is the begin.
+func (o *Outbox) Own(ctx context.Context, partition int, after string, limit int) ([]Entry, error) {
+	return o.read(ctx, partition, cmp.Or(after, "0"), limit)
 }
 
 // Next returns entries that no relay has read yet, oldest first. It does not wait for any.
@@ -74,22 +77,26 @@ func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Ent
 	return o.entries(ctx, p, messages)
 }
 
-// TakeOver takes entries that another relay has not acknowledged for at least idle: it is gone, or stuck.
-func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, limit int) ([]Entry, error) {
+// TakeOver takes entries that a relay has not acknowledged for at least idle: it is gone, or stuck. A pass over all
+// begins with from "" and goes on with next until that is "": each call looks at a part of them.
+func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, from string, limit int) (entries []Entry, next string, err error) {
 	client, err := o.store.client.connect(ctx)
 	if err != nil {
-		return nil, err
+		return nil, from, err
 	}
-	messages, _, err := client.XAutoClaim(ctx, &redis.XAutoClaimArgs{
-		Stream: o.store.keys.outbox(partition), Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Start: "0", Count: int64(limit),
+	messages, next, err := client.XAutoClaim(ctx, &redis.XAutoClaimArgs{
+		Stream: o.store.keys.outbox(partition), Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Start: cmp.Or(from, "0-0"), Count: int64(limit),
 	}).Result()
 	switch {
 	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
-		return nil, nil // no relay has read anything yet
+		return nil, "", nil // no relay has read anything yet
 	case err != nil:
-		return nil, unavailable(fmt.Errorf("take over entries of partition %d: %w", partition, err))
+		return nil, from, unavailable(fmt.Errorf("take over entries of partition %d: %w", partition, err))
+	case next == "0-0":
+		next = ""
 	}
-	return o.entries(ctx, partition, messages)
+	entries, err = o.entries(ctx, partition, messages)
+	return entries, next, err
 }
 
 // Acknowledge removes entries that were sent and logged, in one call.
@@ -154,8 +161,11 @@ func (o *Outbox) quarantine(ctx context.Context, p int, m redis.XMessage, cause 
 	return o.remove(ctx, p, []string{m.ID})
 }
 
-// unpack reads an outbox entry; lua/state.lua has its form.
+// unpack reads an outbox entry; lua/state.lua has its form, lua/key_expired.lua that of version 2.
 func unpack(packed string) (Entry, error) {
+	if strings.HasPrefix(packed, "2\n") {
+		return unpackKey(packed)
+	}
 	f := strings.SplitN(packed, "\n", 17)
 	if len(f) != 17 || f[0] != "1" {
 		return Entry{}, fmt.Errorf("not an entry of version 1 with 17 lines: it has %d", len(f))
@@ -194,11 +204,34 @@ func unpack(packed string) (Entry, error) {
 	return Entry{N: counter, Event: e}, nil
 }
 
+func unpackKey(packed string) (Entry, error) {
+	f := strings.SplitN(packed, "\n", 7)
+	if len(f) != 7 || f[1] != string(presence.KeyExpired) {
+		return Entry{}, errors.New("not an entry of version 2: the expiry of a key, with 7 lines")
+	}
+	n := numbers{}
+	e := presence.Event{
+		Type: presence.KeyExpired, Key: f[6], Epoch: n.parse(f[2], 0), Reason: presence.ReasonExpired, DetectedAt: n.time(f[2]),
+		Life: f[3], Generation: n.parse(f[4], 0),
+	}
+	counter := n.parse(f[5], 0)
+	if n.bad || e.Epoch <= 0 || e.Key == "" || !utf8.ValidString(e.Key) {
+		return Entry{}, errors.New("a number or the key cannot be read")
+	}
+	e.ID = presence.KeyEventID(e.Key, e.Epoch, counter)
+	e.Traceparent = presence.TraceparentOf(e.ID)
+	return Entry{N: counter, Event: e}, nil
+}
+
 func (n *numbers) time(s string) time.Time {
 	if s == "" {
 		return time.Time{}
 	}
-	return time.UnixMilli(n.parse(s, 0)).UTC()
+	t := time.UnixMilli(n.parse(s, 0)).UTC()
+	if t.Year() < 0 || t.Year() > 9999 {
+		n.bad = true // no JSON can hold it
+	}
+	return t
 }
 
 // Lag tells how old the oldest entry of all partitions' outboxes is, zero when they are empty.

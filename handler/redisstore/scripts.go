@@ -27,13 +27,17 @@ var dueLua string
 //go:embed lua/claim.lua
 var claimLua string
 
+//go:embed lua/key_expired.lua
+var keyExpiredLua string
+
 // One script for each transition, and one for the usual heartbeat.
 var (
-	renewScript     = redis.NewScript(clockLua + renewLua)
-	heartbeatScript = redis.NewScript(clockLua + stateLua + heartbeatLua)
-	leaveScript     = redis.NewScript(clockLua + stateLua + leaveLua)
-	dueScript       = redis.NewScript(clockLua + dueLua)
-	claimScript     = redis.NewScript(clockLua + stateLua + claimLua)
+	renewScript      = redis.NewScript(clockLua + renewLua)
+	heartbeatScript  = redis.NewScript(clockLua + stateLua + heartbeatLua)
+	leaveScript      = redis.NewScript(clockLua + stateLua + leaveLua)
+	dueScript        = redis.NewScript(clockLua + dueLua)
+	claimScript      = redis.NewScript(clockLua + stateLua + claimLua)
+	keyExpiredScript = redis.NewScript(clockLua + stateLua + keyExpiredLua)
 )
 
 // maxItems is how many beats, leaves or claims one script call takes, so that none blocks Redis for 10 ms

@@ -419,20 +419,20 @@ func TestTakeOverOfADeadRelaysEntries(t *testing.T) {
 	if rest, err := heir.Next(ctx, 0, 10); err != nil || len(rest) != 0 {
 		t.Fatal(rest, err)
 	}
-	if own, err := dead.Own(ctx, 0, 10); err != nil || len(own) != 1 {
+	if own, err := dead.Own(ctx, 0, "", 10); err != nil || len(own) != 1 {
 		t.Fatal(own, err)
 	}
-	if early, err := heir.TakeOver(ctx, 0, time.Hour, 10); err != nil || len(early) != 0 {
+	if early, _, err := heir.TakeOver(ctx, 0, time.Hour, "", 10); err != nil || len(early) != 0 {
 		t.Fatal(early, err)
 	}
-	taken, err := heir.TakeOver(ctx, 0, 0, 10)
+	taken, _, err := heir.TakeOver(ctx, 0, 0, "", 10)
 	if err != nil || len(taken) != 1 || taken[0].Event.ID != read[0].Event.ID {
 		t.Fatal(taken, err)
 	}
 	if err := heir.Acknowledge(ctx, 0, taken); err != nil {
 		t.Fatal(err)
 	}
-	if own, err := dead.Own(ctx, 0, 10); err != nil || len(own) != 0 {
+	if own, err := dead.Own(ctx, 0, "", 10); err != nil || len(own) != 0 {
 		t.Fatal(own, err)
 	}
 }

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,15 +15,19 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-var errEOF = io.EOF
-
 const (
 	// expiredPattern matches the channels of expired events of every database.
 	expiredPattern = "__keyevent@*__:expired"
 	// maintenanceChannel is where Azure Cache for Redis announces maintenance.
 	maintenanceChannel = "AzureRedisEvents"
 	// quiet is how long a subscription may be silent before a ping checks it.
-	quiet = 10 * time.Second
+	quiet = 5 * time.Second
+	// rescan is how often the primaries of a cluster are looked up again.
+	rescan = 5 * time.Second
+	// resubscribeWait and longestWait bound how long a lost subscription waits before it is made again; the wait
+	// doubles while none stands.
+	resubscribeWait = 100 * time.Millisecond
+	longestWait     = 3 * time.Second
 )
 
 // Notifications says whether Redis publishes expired events.
@@ -35,13 +40,40 @@ const (
 	NotificationsUnknown Notifications = "unknown"
 )
 
-// EnsureNotifications checks that Redis publishes expired events and switches it on where the server allows.
-// Expired events are only a doorbell: without them the sweep still wakes for each deadline (design D1).
+// EnsureNotifications checks that Redis publishes expired events, on a cluster each primary, and switches it on where
+// the server allows. Expired events are only a doorbell: without them the sweep still wakes for each deadline
+// (design D1).
 func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
 		return NotificationsUnknown, err
 	}
+	cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient)
+	if !ok {
+		return ensureNotifications(ctx, client)
+	}
+	var mu sync.Mutex
+	worst := NotificationsOn
+	err = cluster.ForEachMaster(ctx, func(ctx context.Context, primary *redis.Client) error {
+		state, err := ensureNotifications(ctx, primary)
+		mu.Lock()
+		defer mu.Unlock()
+		if state != NotificationsOn && worst != NotificationsOff {
+			worst = state
+		}
+		return err
+	})
+	if err != nil && worst == NotificationsOn {
+		worst = NotificationsUnknown // no primary was asked
+	}
+	return worst, err
+}
+
+func ensureNotifications(ctx context.Context, client interface {
+	ConfigGet(ctx context.Context, parameter string) *redis.MapStringStringCmd
+	ConfigSet(ctx context.Context, parameter, value string) *redis.StatusCmd
+},
+) (Notifications, error) {
 	const setting = "notify-keyspace-events"
 	got, err := client.ConfigGet(ctx, setting).Result()
 	if err != nil {
@@ -69,68 +101,67 @@ type Subscriber struct {
 	Maintenance func(text string)
 }
 
-// resubscribeWait is how long a lost subscription waits before it is made again.
-const resubscribeWait = 100 * time.Millisecond
+// subscriptionState is how the subscription last was.
+type subscriptionState struct{ err error }
 
-// Subscribe keeps a subscription until ctx ends: one that is lost is made again, and one whose credentials
-// grow old is replaced by a new one before it is closed. lost is told of each loss.
+// Subscription returns why the subscription does not stand, with the setting and the cure; nil while it stands or
+// nobody called Subscribe. On a cluster it is the last fault with any primary.
+func (c *Client) Subscription() error {
+	if s := c.subscribed.Load(); s != nil {
+		return s.err
+	}
+	return nil
+}
+
+// Subscribe keeps a subscription until ctx ends, on a cluster one with each primary: one that is lost is made again,
+// and one whose credentials grow old is replaced by a new one before it is closed. What is published while both stand
+// is told once. lost is told of each loss; it may be called by several goroutines at once, as may the subscriber.
 func (c *Client) Subscribe(ctx context.Context, s Subscriber, lost func(error)) {
 	if s.Expired == nil && s.Maintenance == nil {
 		return
 	}
-	var before func() // ends the subscription before
-	defer func() {
-		if before != nil {
-			before()
+	told := s
+	told.Subscribed = func() {
+		c.subscribed.Store(&subscriptionState{})
+		if s.Subscribed != nil {
+			s.Subscribed()
 		}
-	}()
+	}
+	retry := retry{lost: func(err error) {
+		c.subscribed.Store(&subscriptionState{err})
+		lost(err)
+	}}
 	for ctx.Err() == nil {
-		current, cancel := context.WithCancel(ctx)
-		stands := make(chan struct{}, 1)
-		told := s
-		told.Subscribed = func() {
-			if s.Subscribed != nil {
-				s.Subscribed()
-			}
-			select {
-			case stands <- struct{}{}:
-			default:
+		stood := false
+		client, err := c.connect(ctx)
+		if err == nil {
+			switch client := client.(*live).UniversalClient.(type) {
+			case *redis.ClusterClient:
+				stood, err = c.listenToAll(ctx, client, told, retry.lost)
+			case *redis.Client:
+				stood, err = c.listenTo(ctx, client, told)
 			}
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- c.listen(current, told) }()
-		stop := func() {
-			cancel()
-			<-ended
-		}
-		var old <-chan time.Time
-		if c.endpoint.Life > 0 {
-			old = time.After(c.endpoint.Life)
-		}
-		for listening := true; listening; {
-			select {
-			case <-stands:
-				if before != nil {
-					before()
-					before = nil
-				}
-			case <-old:
-				before, listening = stop, false
-			case err := <-ended:
-				cancel()
-				listening = false
-				if ctx.Err() == nil {
-					lost(err)
-					sleep(ctx, resubscribeWait)
-				}
-			}
-		}
+		retry.wait(ctx, stood, err)
 	}
 }
 
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
+// retry waits between attempts that fail, longer each time.
+type retry struct {
+	lost func(error)
+	last time.Duration
+}
+
+func (r *retry) wait(ctx context.Context, stood bool, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	r.lost(err)
+	r.last = min(max(2*r.last, resubscribeWait), longestWait)
+	if stood {
+		r.last = resubscribeWait
+	}
+	t := time.NewTimer(r.last - rand.N(r.last/4)) // many processes that lost theirs at once do not come back in step
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
@@ -138,124 +169,235 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// listen subscribes and calls the subscriber until ctx ends or the connection is lost.
-func (c *Client) listen(ctx context.Context, s Subscriber) error {
-	client, err := c.connect(ctx)
-	if err != nil {
-		return err
-	}
-	if cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient); ok {
-		return listenToAll(ctx, cluster, s)
-	}
-	return listenTo(ctx, client, s)
-}
-
-// rescan is how often the primaries of a cluster are looked up again.
-const rescan = 5 * time.Second
-
-// listenToAll subscribes on every primary of a cluster, since each publishes the expired events of its own
-// keys only, and follows the cluster as primaries come and go.
-func listenToAll(ctx context.Context, cluster *redis.ClusterClient, s Subscriber) error {
+// listenToAll subscribes on every primary of a cluster, since each publishes the expired events of its own keys only,
+// and follows the cluster as primaries come and go. It returns when the cluster cannot be asked for its primaries.
+func (c *Client) listenToAll(ctx context.Context, cluster *redis.ClusterClient, s Subscriber, lost func(error)) (stood bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	type node struct {
-		stop  context.CancelFunc
-		ended chan struct{}
+	type ending struct {
+		addr  string
+		stood bool
+		err   error
 	}
-	nodes := map[string]node{}
+	endings := make(chan ending)
+	listening := map[string]context.CancelFunc{}
+	retry := retry{lost: lost}
+	ticker := time.NewTicker(rescan)
+	defer ticker.Stop()
 	for {
-		found := map[string]*redis.Client{}
 		var mu sync.Mutex
-		cluster.ReloadState(ctx)
+		primaries := map[string]*redis.Client{}
 		err := cluster.ForEachMaster(ctx, func(_ context.Context, n *redis.Client) error {
 			mu.Lock()
 			defer mu.Unlock()
-			found[n.Options().Addr] = n
+			primaries[n.Options().Addr] = n
 			return nil
 		})
 		if err != nil {
-			return unavailable(diagnose(err))
+			return stood, unavailable(c.endpoint.diagnose(err))
 		}
-		for addr, n := range nodes {
-			select {
-			case <-n.ended: // lost: it is subscribed to anew below
-				delete(nodes, addr)
-			default:
-				if found[addr] == nil {
-					n.stop()
-					delete(nodes, addr)
-				}
+		for addr, stop := range listening {
+			if primaries[addr] == nil {
+				stop()
 			}
 		}
-		for addr, client := range found {
-			if _, ok := nodes[addr]; ok {
+		for addr, primary := range primaries {
+			if listening[addr] != nil {
 				continue
 			}
-			nodeCtx, stop := context.WithCancel(ctx)
-			n := node{stop, make(chan struct{})}
-			nodes[addr] = n
+			node, stop := context.WithCancel(ctx)
+			listening[addr] = stop
 			running.Go(func() {
-				defer close(n.ended)
-				defer stop()
-				_ = listenTo(nodeCtx, client, s) // the next scan subscribes again
+				e := ending{addr: addr}
+				e.stood, e.err = c.listenTo(node, primary, s)
+				select {
+				case endings <- e:
+				case <-ctx.Done():
+				}
 			})
 		}
-		wait := time.NewTimer(rescan)
 		select {
 		case <-ctx.Done():
-			wait.Stop()
-			return ctx.Err()
-		case <-wait.C:
+			return stood, ctx.Err()
+		case <-ticker.C:
+		case e := <-endings:
+			stood = stood || e.stood
+			listening[e.addr]()
+			delete(listening, e.addr)
+			if primaries[e.addr] != nil {
+				retry.wait(ctx, e.stood, e.err)
+			}
 		}
 	}
 }
 
-// listenTo subscribes on one server.
-func listenTo(ctx context.Context, client interface {
-	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
-}, s Subscriber) error {
-	sub := client.Subscribe(ctx)
-	defer sub.Close()
-	want := 0
-	if s.Maintenance != nil {
-		want++
-		if err := sub.Subscribe(ctx, maintenanceChannel); err != nil {
-			return unavailable(diagnose(err))
+// listenTo keeps a subscription on one server until it is lost, and replaces it before its credentials are too old.
+// stood reports whether it ever stood.
+func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscriber) (stood bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	told := &sharing{Subscriber: s}
+	begin := func() *subscription {
+		sub := newSubscription(ctx, server)
+		running.Go(func() { sub.run(told) })
+		return sub
+	}
+	var before *subscription // goes on until current stands
+	var old <-chan time.Time
+	current := begin()
+	stands := current.stands
+	for {
+		select {
+		case <-ctx.Done():
+			return stood, ctx.Err()
+		case <-stands:
+			stands, stood = nil, true
+			if before != nil {
+				before.finish()
+				before = nil
+				told.share(false)
+			}
+			if c.endpoint.Life > 0 {
+				old = time.After(c.endpoint.Life)
+			}
+		case <-old:
+			told.share(true)
+			before, current, old = current, begin(), nil
+			stands = current.stands
+		case <-current.ended:
+			if before == nil {
+				return stood, &presence.Error{Kind: presence.Unavailable, Message: "the subscription was lost", Err: c.endpoint.diagnose(current.err)}
+			}
+			// The one before goes on as long as it can.
+			told.share(false)
+			before, current, stands = nil, before, nil
+			old = time.After(longestWait)
 		}
 	}
-	if s.Expired != nil {
+}
+
+// sharing tells the subscriber once what two subscriptions bring while one replaces the other.
+type sharing struct {
+	Subscriber
+	mu   sync.Mutex
+	told map[[2]string]bool // nil while there is one subscription
+}
+
+func (s *sharing) share(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = nil
+	if on {
+		s.told = map[[2]string]bool{}
+	}
+}
+
+func (s *sharing) take(channel, payload string) {
+	m := [2]string{channel, payload}
+	s.mu.Lock()
+	again := s.told[m]
+	if s.told != nil {
+		s.told[m] = true
+	}
+	s.mu.Unlock()
+	switch {
+	case again:
+	case channel == maintenanceChannel:
+		s.Maintenance(payload)
+	default:
+		s.Expired(payload)
+	}
+}
+
+// subscription is one connection that listens to a server.
+type subscription struct {
+	ctx    context.Context //nolint:containedctx // its connection lives as long
+	cancel context.CancelFunc
+	pubsub *redis.PubSub
+	stands chan struct{} // closed once it stands
+	ended  chan struct{} // closed when it was lost or is finished
+	err    error         // why, set before ended is closed
+}
+
+func newSubscription(ctx context.Context, server *redis.Client) *subscription {
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, oneDial{}, new(atomic.Bool)))
+	return &subscription{ctx: ctx, cancel: cancel, pubsub: server.Subscribe(ctx), stands: make(chan struct{}), ended: make(chan struct{})}
+}
+
+// lastWord is what a subscription that was replaced is pinged with: what was published before it answers has come in.
+const lastWord = "last"
+
+// finish reads what has been published up to now, and ends.
+func (s *subscription) finish() {
+	defer s.cancel()
+	if s.pubsub.Ping(s.ctx, lastWord) != nil {
+		return // it was lost: its ctx or connection has ended
+	}
+	t := time.NewTimer(commandTimeout)
+	defer t.Stop()
+	select {
+	case <-s.ended:
+	case <-t.C:
+	}
+}
+
+func (s *subscription) run(told *sharing) {
+	defer close(s.ended)
+	defer s.cancel()
+	defer s.pubsub.Close()
+	s.err = s.listen(told)
+}
+
+func (s *subscription) listen(told *sharing) error {
+	want := 0
+	if told.Maintenance != nil {
 		want++
-		if err := sub.PSubscribe(ctx, expiredPattern); err != nil {
-			return unavailable(diagnose(err))
+		if err := s.pubsub.Subscribe(s.ctx, maintenanceChannel); err != nil {
+			return err
+		}
+	}
+	if told.Expired != nil {
+		want++
+		if err := s.pubsub.PSubscribe(s.ctx, expiredPattern); err != nil {
+			return err
 		}
 	}
 	stands := 0
+	wait := quiet
 	for {
-		msg, err := sub.ReceiveTimeout(ctx, quiet)
+		msg, err := s.pubsub.ReceiveTimeout(s.ctx, wait)
+		if s.ctx.Err() != nil {
+			return s.ctx.Err()
+		}
+		var slow interface{ Timeout() bool }
 		switch m := msg.(type) {
+		case nil:
+			if !errors.As(err, &slow) || !slow.Timeout() || wait != quiet {
+				return err
+			}
+			if err := s.pubsub.Ping(s.ctx); err != nil {
+				return err
+			}
+			wait = commandTimeout
+			continue
 		case *redis.Subscription:
-			if stands++; stands == want && s.Subscribed != nil {
-				s.Subscribed()
+			if stands++; stands == want {
+				close(s.stands)
+				if told.Subscribed != nil {
+					told.Subscribed()
+				}
 			}
 		case *redis.Message:
-			if m.Channel == maintenanceChannel {
-				s.Maintenance(m.Payload)
-			} else {
-				s.Expired(m.Payload)
+			told.take(m.Channel, m.Payload)
+		case *redis.Pong:
+			if m.Payload == lastWord {
+				return nil
 			}
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err == nil {
-			continue
-		}
-		var timeout interface{ Timeout() bool }
-		if errors.As(err, &timeout) && timeout.Timeout() && sub.Ping(ctx) == nil {
-			continue // quiet, and well
-		}
-		return &presence.Error{Kind: presence.Unavailable, Message: "the subscription was lost", Err: diagnose(err)}
+		wait = quiet
 	}
 }

@@ -39,14 +39,16 @@ func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, erro
 		return item.users, item.err
 	case <-ctx.Done():
 		return nil, unavailable(fmt.Errorf("wait for Redis: %w", ctx.Err()))
+	case <-s.reads.ended:
+		return nil, errLaneEnded
 	}
 }
 
 // flushReads is the lane's flush.
 func (s *Store) flushReads(items []*readItem) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	err := s.readUsers(ctx, items)
+	err := guarded(func() error { return s.readUsers(ctx, items) })
 	for _, it := range items {
 		if it.err == nil {
 			it.err = err
@@ -167,7 +169,7 @@ func (s *Store) Ping(ctx context.Context) error {
 		return err
 	}
 	if err := client.Ping(ctx).Err(); err != nil {
-		return unavailable(diagnose(err))
+		return unavailable(s.client.endpoint.diagnose(err))
 	}
 	return nil
 }

@@ -3,12 +3,9 @@ package servicebus
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +13,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
+
+	"userconnectivity/handler/identity"
 )
 
 // connection is one client of the SDK with one AMQP connection, and the links on it. It is never mended: after a
@@ -298,28 +297,8 @@ func (c *connection) noteFault(err error) {
 func (c *connection) noteToken(token string, err error) {
 	c.noteFault(err)
 	if err == nil {
-		c.s.identity.Store(identityOf(token))
+		c.s.identity.Store(identity.ObjectID(token))
 	}
-}
-
-// identityOf names whom a token is for, "" when it does not say. It reads the token without checking it: the name is
-// for an error message only.
-func identityOf(token string) string {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return ""
-	}
-	var claims struct {
-		OID string `json:"oid"`
-	}
-	if json.Unmarshal(payload, &claims) != nil {
-		return ""
-	}
-	return claims.OID
 }
 
 type dialError struct{ err error }

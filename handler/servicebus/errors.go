@@ -14,6 +14,8 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/Azure/go-amqp"
+
+	"userconnectivity/handler/identity"
 )
 
 // Conditions of Service Bus beyond those of AMQP.
@@ -150,6 +152,8 @@ func (s *Sender) explain(ctx context.Context, op, queue string, err, last error)
 		if last != nil {
 			problem, mend := s.diagnose(queue, last)
 			text += fmt.Sprintf("; the attempt before: %s; %s", problem, mend)
+		} else if errors.Is(err, context.DeadlineExceeded) {
+			text += "; no answer so far; " + s.lookAtNamespace()
 		}
 		return &explained{s.endpoint.redact(text), err}
 	}
@@ -169,7 +173,8 @@ func (s *Sender) diagnose(queue string, err error) (problem, mend string) {
 	words := s.words(err)
 	switch {
 	case errors.As(err, &cred):
-		return s.diagnoseCredential(words)
+		problem, mend = identity.Diagnose(cred.err)
+		return problem, mend + "; it needs the role " + senderRole
 	case isWrongHost(err):
 		return "there is no such host", "check the name with: az servicebus namespace list --query \"[].serviceBusEndpoint\""
 	case isTLS(err):
@@ -178,7 +183,7 @@ func (s *Sender) diagnose(queue string, err error) (problem, mend string) {
 		return "it cannot be reached",
 			"allow outgoing TCP to " + s.endpoint.address() + " and check: az servicebus namespace network-rule-set show " + inNamespace
 	case errors.Is(err, errNoAnswer):
-		return fmt.Sprintf("no answer within %v", s.cfg.SendTimeout), "check: az servicebus namespace show --resource-group <resource-group> --name " + ns + " --query status"
+		return fmt.Sprintf("no answer within %v", s.cfg.SendTimeout), s.lookAtNamespace()
 	case errors.As(err, &sdkErr):
 		switch sdkErr.Code {
 		case azservicebus.CodeUnauthorizedAccess:
@@ -208,7 +213,12 @@ func (s *Sender) diagnose(queue string, err error) (problem, mend string) {
 	case condServerBusy:
 		return "the namespace is throttled", "give it more capacity: az servicebus namespace update --resource-group <resource-group> --name " + ns + " --sku Premium --capacity <messaging-units>"
 	}
-	return "the connection failed", "check: az servicebus namespace show --resource-group <resource-group> --name " + ns + " --query status"
+	return "the connection failed", s.lookAtNamespace()
+}
+
+// lookAtNamespace is what to do where nothing more is known.
+func (s *Sender) lookAtNamespace() string {
+	return "check: az servicebus namespace show --resource-group <resource-group> --name " + s.endpoint.namespace() + " --query status"
 }
 
 // diagnoseAccess explains a 401 for the kind of credential in use.
@@ -217,14 +227,14 @@ func (s *Sender) diagnoseAccess(queue, words string) (problem, mend string) {
 	rule := fmt.Sprintf("--resource-group <resource-group> --namespace-name %s --name %s", ns, s.endpoint.keyName)
 	switch {
 	case s.cfg.Credential != nil:
-		identity := "the identity of this app"
+		who := "the identity of this app"
 		assignee := "<object-id>"
 		if id, _ := s.identity.Load().(string); id != "" {
-			identity += " (object id " + id + ")"
+			who += " (object id " + id + ")"
 			assignee = id
 		}
-		return identity + " may not send: it lacks the role Azure Service Bus Data Sender",
-			fmt.Sprintf("grant it with: az role assignment create --role \"Azure Service Bus Data Sender\" --assignee-object-id %s --assignee-principal-type ServicePrincipal --scope $(az servicebus namespace show --resource-group <resource-group> --name %s --query id --output tsv)", assignee, ns)
+		return who + " may not send: it lacks the role " + senderRole,
+			fmt.Sprintf("grant it with: az role assignment create --role \""+senderRole+"\" --assignee-object-id %s --assignee-principal-type ServicePrincipal --scope $(az servicebus namespace show --resource-group <resource-group> --name %s --query id --output tsv)", assignee, ns)
 	case strings.Contains(strings.ToLower(words), "expired"):
 		return "the token is expired", "set the clock of this machine, or make a new signature: the connection string may hold an old one"
 	case strings.Contains(words, "claim"):
@@ -235,14 +245,8 @@ func (s *Sender) diagnoseAccess(queue, words string) (problem, mend string) {
 		fmt.Sprintf("take the connection string from: az servicebus namespace authorization-rule keys list %s --query primaryConnectionString --output tsv", rule)
 }
 
-// diagnoseCredential explains why there is no token.
-func (s *Sender) diagnoseCredential(words string) (problem, mend string) {
-	if strings.Contains(words, "AADSTS7000222") || strings.Contains(strings.ToLower(words), "expired") {
-		return "there is no token for it: the secret of the app registration is expired",
-			"make a new one with: az ad app credential reset --id <client-id>, and set AZURE_CLIENT_SECRET"
-	}
-	return "there is no token for it", "check the identity with: az functionapp identity show --resource-group <resource-group> --name <app>; on a workstation: az login"
-}
+// senderRole is what the identity of the app needs.
+const senderRole = "Azure Service Bus Data Sender"
 
 func createQueue(inNamespace, queue string) string {
 	return fmt.Sprintf("az servicebus queue create %s --name %s --enable-duplicate-detection true --duplicate-detection-history-time-window PT10M --lock-duration PT5M --max-delivery-count 10", inNamespace, queue)

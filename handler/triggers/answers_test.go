@@ -25,6 +25,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	away := setup(t, withFailing(func(context.Context) error {
 		return &presence.Error{Kind: presence.Unavailable, Message: "away", RetryAfter: time.Second}
 	}))
+	refusing := setup(t, withFailing(func(context.Context) error { return &presence.Error{Kind: presence.Conflict, Message: "no route"} }))
 	deferred := setup(t, func(h *triggers.Handlers) { h.Tracker = deferring{} })
 	down := setup(t, func(h *triggers.Handlers) { h.Health = health{"redis": {"status": "down"}} })
 	panicking := setup(t, withFailing(func(context.Context) error { panic("broken") }))
@@ -63,6 +64,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 		"Health 503":    {down, good["Health"]},
 		"Event 404":     {b, call{method: "GET", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1)}},
 		"Replay 404":    {b, call{method: "POST", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1) + "/replay"}},
+		"Replay 409":    {refusing, good["Replay"]},
 		"OpenApi 503":   {busy, good["OpenApi"]},
 	}
 	success := map[string]int{"Leave": 204, "Leaves": 204, "EndSession": 204, "Replay": 202}

@@ -282,6 +282,10 @@ func TestUnknownEvents(t *testing.T) {
 			b.refuses(t, call{method: "GET", path: "/api/events/" + id}, 404, "-", "no event with this id")
 			b.refuses(t, call{method: "POST", path: "/api/events/" + id + "/replay"}, 404, "-", "no event with this id")
 		}
+		// One of another form is not looked for.
+		b.records.set(func(r *records) { r.readFault = eventlog.ErrUnavailable })
+		b.refuses(t, call{method: "GET", path: "/api/events/abc"}, 404, "-", "no event with this id")
+		b.get("/api/events/" + id).is(503)
 	})
 }
 

@@ -75,7 +75,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 
 	log := slog.New(slog.NewJSONHandler(b.log, nil))
 	tracker := presence.NewTracker(b.store, b.records, presence.DefaultTTL)
-	work := worker.New(b.records, b.records, b.queues, b.codec, "events-topic", maxDelivery, log)
+	work := worker.New(b.records, b.records, b.queues, b.codec, queue.Destinations{Events: "events-topic", Routes: "cart:*=carts"}, maxDelivery, log)
 	h := triggers.Handlers{
 		Tracker: tracker, Events: b.records, Replayer: work, Worker: work,
 		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues, MaxDelivery: maxDelivery},

@@ -15,7 +15,7 @@ type eventReader interface {
 	UserEvents(ctx context.Context, user string, limit int, continuation string) (eventlog.Page, error)
 }
 
-// replayer sends an event to the events queue again; worker.Worker is one.
+// replayer sends an event to its queue again; worker.Worker is one.
 type replayer interface {
 	Replay(ctx context.Context, id string) error
 }
@@ -29,8 +29,9 @@ type stepView struct {
 type eventView struct {
 	ID          string                  `json:"id"`
 	Type        presence.EventType      `json:"type"`
-	User        string                  `json:"user"`
-	Session     string                  `json:"session"`
+	User        string                  `json:"user,omitempty"`
+	Session     string                  `json:"session,omitempty"`
+	Key         string                  `json:"key,omitempty"`
 	Epoch       int64                   `json:"epoch"`
 	Reason      presence.Reason         `json:"reason"`
 	Deadline    *string                 `json:"deadline"`
@@ -46,7 +47,7 @@ type eventView struct {
 func viewEvent(r eventlog.Record) eventView {
 	e := r.Event
 	v := eventView{
-		ID: e.ID, Type: e.Type, User: e.User, Session: e.Session, Epoch: e.Epoch, Reason: e.Reason,
+		ID: e.ID, Type: e.Type, User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason,
 		Deadline: presence.FormatOptional(e.Deadline), DetectedAt: presence.FormatTime(e.DetectedAt),
 		Groups: append([]string{}, e.Groups...), Sessions: append([]presence.EventSession{}, e.Sessions...), Meta: e.Meta,
 		Traceparent: e.Traceparent, Status: r.Status(), History: make([]stepView, len(r.History)),

@@ -13,15 +13,15 @@ import (
 
 // eventBody is an event as the API answers it.
 type eventBody struct {
-	ID, Type, User, Session, Reason string
-	Epoch                           int64
-	Deadline                        *string
-	DetectedAt                      string
-	Groups                          []string
-	Sessions                        []presence.EventSession
-	Meta                            object
-	Traceparent, Status             string
-	History                         []struct{ Status, At, Detail string }
+	ID, Type, User, Session, Key, Reason string
+	Epoch                                int64
+	Deadline                             *string
+	DetectedAt                           string
+	Groups                               []string
+	Sessions                             []presence.EventSession
+	Meta                                 object
+	Traceparent, Status                  string
+	History                              []struct{ Status, At, Detail string }
 }
 
 func (e eventBody) statuses() string {
@@ -153,6 +153,48 @@ func TestReplay(t *testing.T) {
 	}
 	if u := b.user("ann"); u.Status != "online" {
 		t.Errorf("a replay changed the user: %+v", u)
+	}
+}
+
+// expireKey makes the event of a foreign key that expired, and relays it; the queue of its route is carts.
+func (b *bench) expireKey(key string) (id string) {
+	b.t.Helper()
+	if n, err := b.store.KeysExpired(b.t.Context(), []string{key}); n != 1 || err != nil {
+		b.t.Fatal(n, err)
+	}
+	for _, m := range b.relay() {
+		if strings.Contains(m.Body, "redis.key.expired") {
+			return m.ID
+		}
+	}
+	b.t.Fatal("it is not in the outbox")
+	return ""
+}
+
+// TestEventOfAnExpiredKey has the key instead of user and session.
+func TestEventOfAnExpiredKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.expireKey("cart:7")
+	e := b.event(id)
+	if e.Type != "redis.key.expired" || e.Key != "cart:7" || e.Reason != "expired" || e.Deadline != nil || e.Epoch == 0 || len(e.Groups)+len(e.Sessions) != 0 {
+		t.Errorf("%+v", e)
+	}
+	var raw object
+	b.get("/api/events/"+id).into(200, &raw)
+	for _, name := range []string{"user", "session", "meta"} {
+		if _, has := raw[name]; has {
+			t.Errorf("it has %s: %v", name, raw)
+		}
+	}
+	b.post("/api/events/"+id+"/replay", nil).is(202)
+	if got := b.queues.in("carts"); len(got) != 1 || got[0].ID != id+":r1" {
+		t.Errorf("on the queue: %+v", got)
+	}
+	// A route to the worker's own queue is a mistake: the message is put aside, and the log says so.
+	b.succeeds("ConnectivityWorker", delivered{Body: string(b.queues.in("carts")[0].Body), ID: id + ":r1"})
+	if e := b.event(id); e.Status != "dead" || len(b.queues.in("connectivity-events-rejected")) != 1 {
+		t.Errorf("%s (%s)", e.Status, e.statuses())
 	}
 }
 

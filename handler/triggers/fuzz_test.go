@@ -69,7 +69,7 @@ func (m memory) Users(_ context.Context, ids []string) ([]*presence.User, error)
 func fuzzed(t *testing.T, records *sqlitestore.Store) (http.Handler, *queues) {
 	tracker := presence.NewTracker(memory{t}, records, presence.DefaultTTL)
 	sender := &queues{seen: map[string]bool{}}
-	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, "events", maxDelivery, discard)
+	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, queue.Destinations{Events: "events"}, maxDelivery, discard)
 	return triggers.Routes(triggers.Handlers{
 		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: supervisor{}, Health: health{},
 		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender, MaxDelivery: maxDelivery}, Version: "test", Log: discard,

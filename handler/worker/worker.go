@@ -53,7 +53,7 @@ type Worker struct {
 	events      events
 	sender      sender
 	codec       queue.Codec
-	eventsQueue string
+	to          queue.Destinations
 	maxDelivery int
 	log         *slog.Logger
 }
@@ -61,10 +61,10 @@ type Worker struct {
 // applyAtOnce bounds the concurrent writes to the users records.
 const applyAtOnce = 16
 
-// New returns a Worker. eventsQueue is the queue or topic that replays go to. maxDelivery is the queue's max delivery count: a message at its last delivery is put
-// aside by the worker itself, with its reason, before the broker does it without one.
-func New(u users, e events, s sender, codec queue.Codec, eventsQueue string, maxDelivery int, log *slog.Logger) *Worker {
-	return &Worker{users: u, events: e, sender: s, codec: codec, eventsQueue: eventsQueue, maxDelivery: maxDelivery, log: log}
+// New returns a Worker. Replays are sent to the given queues. maxDelivery is the queue's max delivery count: a message
+// at its last delivery is put aside by the worker itself, with its reason, before the broker does it without one.
+func New(u users, e events, s sender, codec queue.Codec, to queue.Destinations, maxDelivery int, log *slog.Logger) *Worker {
+	return &Worker{users: u, events: e, sender: s, codec: codec, to: to, maxDelivery: maxDelivery, log: log}
 }
 
 // item is one delivery on its way through a batch.
@@ -259,20 +259,24 @@ func (w *Worker) wasDone(ctx context.Context, id string, replay int) (bool, erro
 	}), err
 }
 
-// Replay sends an event to the events queue again, under a MessageId of its own, and logs that. It returns
-// eventlog.ErrNotFound for an event that the log does not hold, and an *Error of kind Unavailable when the queue
-// cannot be reached.
+// Replay sends an event to its queue again, under a MessageId of its own, and logs that. It returns
+// eventlog.ErrNotFound for an event that the log does not hold, and an *Error of kind Conflict for an expired key that
+// no route matches any more, of kind Unavailable when the queue cannot be reached.
 func (w *Worker) Replay(ctx context.Context, id string) error {
 	record, err := w.events.Event(ctx, id)
 	if err != nil {
 		return fmt.Errorf("read event %s: %w", id, err)
+	}
+	to, ok := w.to.Of(record.Event)
+	if !ok {
+		return &presence.Error{Kind: presence.Conflict, Message: "no pattern of EXPIRATION_ROUTES matches the key of this event"}
 	}
 	n := record.LastReplay() + 1
 	m, err := w.codec.Encode(record.Event, n)
 	if err != nil {
 		return err
 	}
-	if err := w.sender.Send(ctx, w.eventsQueue, []queue.Message{m}); err != nil {
+	if err := w.sender.Send(ctx, to, []queue.Message{m}); err != nil {
 		return &presence.Error{Kind: presence.Unavailable, Message: "the queue cannot be reached: try again", Err: fmt.Errorf("send event %s again: %w", id, err)}
 	}
 	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}

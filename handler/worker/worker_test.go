@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/eventlog/eventlogtest"
@@ -44,7 +45,7 @@ func setup(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	b.work = worker.New(b, b, b, codec, "events-topic", maxDelivery, slog.New(slog.NewTextHandler(&b.log, nil)))
+	b.work = worker.New(b, b, b, codec, queue.Destinations{Events: "events-topic", Routes: "cart:*=carts"}, maxDelivery, slog.New(slog.NewTextHandler(&b.log, nil)))
 	return b
 }
 
@@ -110,6 +111,40 @@ func (b *bench) lastDetail(id string) string {
 		b.t.Fatal(err)
 	}
 	return r.History[len(r.History)-1].Detail
+}
+
+// TestReplayOfAnExpiredKey goes to the queue of its route, and is refused when there is none any more.
+func TestReplayOfAnExpiredKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	logged := func(key string) string {
+		id := presence.KeyEventID(key, 1767225600123, 1)
+		e := presence.Event{ID: id, Type: presence.KeyExpired, Key: key, Epoch: 1767225600123, Reason: presence.ReasonExpired,
+			DetectedAt: time.UnixMilli(1767225600123).UTC(), Traceparent: presence.TraceparentOf(id)}
+		if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(e)}); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	id := logged("cart:7")
+	for n := 1; n <= 2; n++ {
+		if err := b.work.Replay(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.sent["carts"]; len(b.sent) != 1 || len(got) != n || got[n-1].ID != fmt.Sprint(id, ":r", n) || !strings.Contains(string(got[n-1].Body), `"key":"cart:7"`) {
+			t.Fatalf("sent %+v", b.sent)
+		}
+	}
+	if got := b.history(id); got != "detected/0.0 queued/0.0 queued/1.0 queued/2.0" {
+		t.Error(got)
+	}
+	id = logged("lock:7")
+	if err := b.work.Replay(t.Context(), id); presence.KindOf(err) != presence.Conflict || !strings.Contains(err.Error(), "EXPIRATION_ROUTES") {
+		t.Errorf("without a route: %v", err)
+	}
+	if got := b.history(id); len(b.sent) != 1 || got != "detected/0.0 queued/0.0" {
+		t.Errorf("%s, sent %+v", got, b.sent)
+	}
 }
 
 func delivery(t *testing.T, e presence.Event, replay, count int) worker.Delivery {

@@ -44,6 +44,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 	}{
 		{"write_and_read_back", writeAndReadBack},
 		{"largest_event", largestEvent},
+		{"expired_key", expiredKey},
 		{"repeated_write_changes_nothing", repeatedWrite},
 		{"late_queued_does_not_hide_done", lateQueued},
 		{"statuses_in_any_order", anyOrder},
@@ -164,6 +165,24 @@ func largestEvent(t *testing.T, s Store) {
 	}
 	if u := user(t, s, e.User); len(u.Sessions) != presence.MaxSessions || len(u.Groups) != presence.MaxGroups {
 		t.Errorf("user has %d sessions and %d groups", len(u.Sessions), len(u.Groups))
+	}
+}
+
+// expiredKey: the expiry of a foreign key is kept like any event, and is none of the user of the same name.
+func expiredKey(t *testing.T, s Store) {
+	id := presence.KeyEventID("ada", detectedAt.UnixMilli(), 1)
+	e := presence.Event{ID: id, Type: presence.KeyExpired, Key: "ada", Epoch: detectedAt.UnixMilli(), Reason: presence.ReasonExpired,
+		DetectedAt: detectedAt, Life: "life-1", Traceparent: presence.TraceparentOf(id)}
+	write(t, s, Sent(e), Sent(Offline("ada", 1)))
+	if diff := cmp.Diff(e, event(t, s, id).Event, sameJSON); diff != "" {
+		t.Errorf("read back (-want +got):\n%s", diff)
+	}
+	wantHistory(t, s, e, "detected", "queued")
+	if p := page(t, s, "ada", 10, ""); len(p.Records) != 1 || p.Records[0].Event.ID != Offline("ada", 1).ID {
+		t.Errorf("events of the user: %+v", p.Records)
+	}
+	if applied, err := s.Apply(t.Context(), e); applied || err != nil {
+		t.Errorf("apply: %v, %v", applied, err)
 	}
 }
 

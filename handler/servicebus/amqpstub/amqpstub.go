@@ -100,6 +100,7 @@ type Message struct {
 	Sequence      int64
 	State         string // active, locked or scheduled
 	DeliveryCount int
+	EnqueuedAt    time.Time
 	ID            string
 	Subject       string
 	SessionID     string

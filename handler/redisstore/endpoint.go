@@ -1,0 +1,129 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Endpoint says which Redis, and who we are there: URL, or Host with AccessKey; or either with Credentials.
+type Endpoint struct {
+	// URL is REDIS_URL: redis://[user:password@]host:port/db, rediss:// with TLS.
+	URL string
+	// Host is REDIS_HOST: host or host:port (10000, as Azure Managed Redis has it), always over TLS.
+	Host string
+	// AccessKey is REDIS_ACCESS_KEY.
+	AccessKey string
+	// Credentials returns user and password for a new connection, such as an Entra token. It is asked for each
+	// connection, and connections are opened anew before they are Life old.
+	Credentials func(ctx context.Context) (user, password string, err error)
+	// Life is how long a connection with Credentials lives.
+	Life time.Duration
+}
+
+// options reads the endpoint. Its errors have no secret in them.
+func (e Endpoint) options() (*redis.Options, error) {
+	if e.URL != "" {
+		opt, err := redis.ParseURL(e.URL)
+		if err != nil {
+			// The parser's error may quote the URL with its password.
+			return nil, errors.New("REDIS_URL cannot be read: it must look like redis://user:password@host:6379/0, or rediss:// for TLS")
+		}
+		return e.withCredentials(opt), nil
+	}
+	if e.Host == "" {
+		return nil, errors.New("no Redis is set: set REDIS_URL=redis://host:6379, or REDIS_HOST")
+	}
+	host, port, err := net.SplitHostPort(e.Host)
+	if err != nil {
+		host, port = e.Host, managedRedisPort
+	}
+	return e.withCredentials(&redis.Options{Addr: net.JoinHostPort(host, port), Password: e.AccessKey,
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}}), nil
+}
+
+func (e Endpoint) withCredentials(opt *redis.Options) *redis.Options {
+	if e.Credentials != nil {
+		opt.CredentialsProviderContext, opt.ConnMaxLifetime = e.Credentials, e.Life
+	}
+	return opt
+}
+
+// managedRedisPort is where Azure Managed Redis listens.
+const managedRedisPort = "10000"
+
+// setting names what says where Redis is, secret what says who we are there.
+func (e Endpoint) setting() string {
+	if e.URL != "" {
+		return "REDIS_URL"
+	}
+	return "REDIS_HOST"
+}
+
+func (e Endpoint) secret() string {
+	switch {
+	case e.URL != "":
+		return "the user or password in REDIS_URL; percent-encode special characters in it"
+	case e.AccessKey != "":
+		return "REDIS_ACCESS_KEY; copy the key anew, or leave it out to use the app's identity where access keys are switched off"
+	}
+	return "the app's identity; give its object id an access policy on the Redis resource"
+}
+
+// diagnose puts the setting and the cure in front of what Redis or the network said.
+func (e Endpoint) diagnose(err error) error {
+	var dns *net.DNSError
+	var slow interface{ Timeout() bool }
+	text := err.Error()
+	has := func(part string) bool { return strings.Contains(text, part) }
+	says := func(format string, args ...any) error {
+		return fmt.Errorf(format+": %w", append(args, err)...)
+	}
+	switch {
+	case errors.As(err, &dns):
+		return says("%s names a host that cannot be found; check its spelling, and the private DNS zone if it has a private endpoint", e.setting())
+	case strings.HasPrefix(text, "WRONGPASS"), has("invalid password"), has("without any password configured"):
+		return says("redis refuses %s", e.secret())
+	case strings.HasPrefix(text, "NOAUTH"):
+		return says("redis wants a password and got none: %s has none, or a user alone; it must look like redis://:password@host:6379", e.setting())
+	case strings.HasPrefix(text, "NOPERM"):
+		return says("the user of %s lacks a permission; grant it with ACL SETUSER name +@all ~* &*, where &* stands for the channels (Azure Managed Redis: access policy default)", e.setting())
+	case strings.HasPrefix(text, "LOADING"):
+		return says("redis is reading its data from disk and serves when that is done")
+	case strings.HasPrefix(text, "READONLY"):
+		return says("%s names a read-only replica; name the primary", e.setting())
+	case has("SELECT is not allowed"), has("DB index is out of range"):
+		return says("%s names a database that this Redis does not have; leave the number at its end out", e.setting())
+	case errors.Is(err, errNoConnectionLeft):
+		return says("redis has no connection left; lower MAX_INSTANCES, or choose a larger tier")
+	case has("first record does not look like a TLS handshake"):
+		return says("%s asks for TLS but the port speaks plain text; use redis:// or the TLS port", e.setting())
+	case has("x509:"), has("tls:"):
+		return says("the TLS certificate at %s was refused: it must be made out to the name that stands there, by an authority that this machine trusts (SSL_CERT_FILE)", e.setting())
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return says("nothing listens at the host and port of %s", e.setting())
+	case errors.As(err, &slow) && slow.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		return says("redis at %s does not answer in time; check the port and the firewall, or what keeps it busy", e.setting())
+	}
+	return err
+}
+
+// diagnoseGreeting is diagnose for the first words with a server, which may speak another protocol.
+func (e Endpoint) diagnoseGreeting(err error) error {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		return e.diagnose(err)
+	}
+	cure := "a TLS port needs rediss://"
+	if e.URL == "" || strings.HasPrefix(e.URL, "rediss:") {
+		cure = "the port may speak plain text, or Redis has no connection left (MAX_INSTANCES)"
+	}
+	return fmt.Errorf("the server at %s closed the connection during the greeting; %s: %w", e.setting(), cure, err)
+}

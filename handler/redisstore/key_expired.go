@@ -1,0 +1,61 @@
+package redisstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	// ListenerLease is how long a listener alone reports foreign keys after its last call.
+	ListenerLease = 5 * time.Second
+	// MaxForeignKey is the length of the longest foreign key that is reported, in bytes.
+	MaxForeignKey = 1024
+)
+
+// Ours reports whether a key is one of the state's own.
+func (s *Store) Ours(key string) bool { return s.keys.ours(key) }
+
+// KeysExpired writes an event for each foreign key that expired, in the partitions whose listener lease this Store
+// holds or that nobody holds, and returns how many. Keys are valid UTF-8. After an error some may have been written:
+// do not call again with the same keys, since a second event would have an id of its own.
+func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
+	var calls []*call
+	for _, c := range chunksOf(keys, s.keys.partition) {
+		calls = append(calls, s.keyExpired(c.partition, ListenerLease, c.items))
+	}
+	if err := s.run(ctx, calls...); err != nil {
+		return 0, fmt.Errorf("report %d foreign keys: %w", len(keys), err)
+	}
+	written := 0
+	for _, c := range calls {
+		n, err := c.cmd.Int()
+		if err != nil {
+			return written, fmt.Errorf("read how many foreign keys were reported: %w", err)
+		}
+		written += n
+	}
+	return written, nil
+}
+
+// HoldListener takes the listener leases that nobody holds, and renews our own, for the time given: ListenerLease, or
+// a millisecond to leave them to others.
+func (s *Store) HoldListener(ctx context.Context, lease time.Duration) error {
+	calls := make([]*call, s.Partitions())
+	for p := range calls {
+		calls[p] = s.keyExpired(p, lease, nil)
+	}
+	if err := s.run(ctx, calls...); err != nil {
+		return fmt.Errorf("hold the listener leases: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) keyExpired(p int, lease time.Duration, keys []string) *call {
+	c := s.newCall(keyExpiredScript, p, 1, 1+len(keys))
+	c.keys, c.args = append(c.keys, s.keys.in(p, "listener")), append(c.args, lease.Milliseconds())
+	for _, key := range keys {
+		c.args = append(c.args, key)
+	}
+	return c
+}
