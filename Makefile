@@ -64,8 +64,12 @@ lint: ## go vet and staticcheck
 
 ## Measure
 
+bench: setup stage ## one table, ratios first, of what is promised of speed and size: QUICK=1 ONLY=A,B STRICT=1
+	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench
+	@$(BIN)/bench -handler $(DIST)/handler $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(STRICT),-strict)
+
 bench-start: stage ## handler start to first answered request, 100 starts; fails over 10 ms at p50
-	@$(BUILD) -o $(BIN)/startbench ./handler/cmd/startbench && $(BIN)/startbench -handler $(DIST)/handler
+	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench && $(BIN)/bench -handler $(DIST)/handler -only E -starts 100 -strict
 
 ## Package and publish
 

@@ -18,6 +18,7 @@ import (
 
 	"userconnectivity/handler/config"
 	"userconnectivity/handler/cosmosstore"
+	"userconnectivity/handler/deferral"
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/expiry"
 	"userconnectivity/handler/identity"
@@ -56,6 +57,7 @@ type app struct {
 	redis    *redisstore.Client
 	breaker  *maintenance.Breaker
 	store    *redisstore.Store
+	deferred *deferral.Store
 	records  recordStore
 	sender   sender
 	listener *expiry.Listener
@@ -79,7 +81,10 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	}
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
-	tracker := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
+	a.deferred = deferral.New(a.store, a.breaker.Open, deferral.Config{Log: log})
+	tracker := presence.NewTracker(a.deferred, a.records, cfg.SessionTTL)
+	// What comes over a queue is not kept in memory: the broker keeps it until it is applied.
+	queued := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
 	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
@@ -89,7 +94,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Events:   a.records,
 		Replayer: work,
 		Worker:   work,
-		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
+		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
 		Listener: a.listener,
 		Health:   a,
 		Version:  version,
@@ -258,6 +263,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	})
 	g.Go(func() error {
 		a.breaker.Run(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		a.deferred.Run(ctx)
 		return nil
 	})
 	g.Go(func() error {

@@ -96,6 +96,9 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 		part["version"], part["cluster"], part["connections"] = server.Version, server.Cluster, connections
 	}
 	budget := a.budget(perProcess)
+	if waiting := a.deferred.State(); waiting.Deferred > 0 {
+		part["deferred"] = map[string]any{"waiting": waiting.Items, "written": waiting.Written, "expired": waiting.Expired, "refused": waiting.Refused}
+	}
 	part["budget"] = map[string]any{"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
 		"used": budget.Used(), "limit": budget.Limit}
 	warnings := budget.Warnings()

@@ -35,7 +35,7 @@ const (
 // Config is what a Breaker works with.
 type Config struct {
 	// Ping asks the server for a PING, past the breaker and past any queue of commands. It must return soon after
-	// its context ended. Only one runs at a time, and only while the breaker is open.
+	// its context ended. Only one runs at a time, while the breaker is open and after a failure.
 	Ping func(context.Context) error
 	// Log gets one line for each opening and closing and for each message, and none for commands.
 	Log *slog.Logger
@@ -134,7 +134,7 @@ func (b *Breaker) Succeeded() {
 func (b *Breaker) change(apply func(now time.Time)) {
 	b.mu.Lock()
 	now := time.Now()
-	wasSince, next := b.rules.since, b.rules.next()
+	wasSince, next, wanted := b.rules.since, b.rules.next(), b.rules.wantsPing()
 	apply(now)
 	changed := b.rules.settle(now) && !b.stopped
 	if b.stopped {
@@ -151,7 +151,7 @@ func (b *Breaker) change(apply func(now time.Time)) {
 	reason := b.reason
 	b.retryAt.Store(retryAt)
 	b.failing.Store(b.rules.failures > 0)
-	wake := changed || !next.Equal(b.rules.next())
+	wake := changed || !next.Equal(b.rules.next()) || wanted != b.rules.wantsPing()
 	b.mu.Unlock()
 
 	if wake {
@@ -201,11 +201,11 @@ func (b *Breaker) watch(ctx context.Context) {
 	for {
 		b.change(func(time.Time) {}) // what is due by the clock
 		b.mu.Lock()
-		open, next := b.rules.open, b.rules.next()
+		wanted, next := b.rules.wantsPing(), b.rules.next()
 		b.mu.Unlock()
 		now := time.Now()
 		switch {
-		case !open || probing:
+		case !wanted || probing:
 		case now.Before(nextProbe):
 			if next.IsZero() || nextProbe.Before(next) {
 				next = nextProbe

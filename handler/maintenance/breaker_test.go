@@ -293,19 +293,46 @@ func TestFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var s server
-				s.mode.Store(down)
 				b := start(t, &s, quiet())
 				tt.do(b)
-				expect(t, b, tt.open)
-				s.mode.Store(up)
+				synctest.Wait()
+				if n := b.State().Opened; (n > 0) != tt.open {
+					t.Errorf("opened %d times", n)
+				}
 				pass(time.Second)
-				expect(t, b, false)
+				expect(t, b, false) // PING answers
 				if n := b.State().Failures; tt.open && n != 0 {
 					t.Errorf("%d failures are left", n)
 				}
 			})
 		})
 	}
+}
+
+// After one failure a PING decides: a server that is silent must not cost one time-out after the other.
+func TestPingAfterAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s server
+		b := start(t, &s, quiet())
+		for range 100 {
+			b.Failed(context.DeadlineExceeded)
+			pass(time.Millisecond)
+			b.Succeeded()
+		}
+		if n := s.pings.Load(); n < 1 || n > 2 {
+			t.Errorf("%d PINGs in 100 ms", n)
+		}
+		expect(t, b, false)
+		s.mode.Store(silent)
+		pass(time.Minute)
+		expect(t, b, false)
+		b.Failed(context.DeadlineExceeded)
+		pass(probeTimeout)
+		expect(t, b, true)
+		s.mode.Store(up)
+		pass(time.Second)
+		expect(t, b, false)
+	})
 }
 
 // A command that breaks on its connection tells that a connection was lost, as ConnectionLost does; a time-out
@@ -454,7 +481,7 @@ func TestStormOfMessages(t *testing.T) {
 // and closed within a second once all is quiet and PING answers.
 func TestRandomTroubles(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(60) {
+	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			s := server{delay: time.Duration(rng.IntN(3)) * 20 * time.Millisecond}

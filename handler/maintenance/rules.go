@@ -36,7 +36,8 @@ const (
 // rules decide whether the breaker of one node is open. They have no clock: every method is told the time, and
 // must be followed by settle. The zero value is a closed breaker.
 //
-//	closed --> open      100 ms before an announced start; at a Start; a failed dial; tripAfter failures in a row
+//	closed --> open      100 ms before an announced start; at a Start; a failed dial; a failure, and then a PING
+//	                     that does not answer; tripAfter failures in a row
 //	open   --> closed    for a maintenance, the first of:
 //	                       its end was announced, and then one PING answered
 //	                       a connection was lost since it began, and then two PINGs in a row answered
@@ -52,6 +53,7 @@ type rules struct {
 	failing  bool // plain failures keep the breaker open
 	failures int  // in a row
 	counted  time.Time
+	suspect  bool // a PING is wanted though the breaker is closed: something failed
 
 	last      maintenance
 	pending   []time.Time // announced starts, soonest first
@@ -174,7 +176,7 @@ func (r *rules) failed(now time.Time, dial bool) {
 	}
 	if r.failures == 0 || now.Sub(r.counted) >= burst || now.Before(r.counted) {
 		r.failures++
-		r.counted = now
+		r.counted, r.suspect = now, true
 	}
 	if dial || r.failures >= tripAfter {
 		r.failing = true
@@ -182,16 +184,16 @@ func (r *rules) failed(now time.Time, dial bool) {
 	}
 }
 
-func (r *rules) succeeded() { r.failures = 0 }
+func (r *rules) succeeded() { r.failures, r.suspect = 0, false }
 
 // pinged takes the outcome of a PING in.
 func (r *rules) pinged(now, sent time.Time, answered bool) {
-	r.alive = answered
+	r.alive, r.suspect = answered, false
 	switch {
 	case !answered:
 		r.lost(now)
 		r.answered = 0
-		if !r.open { // it closed while the PING was under way
+		if !r.open {
 			r.failing = true
 			r.recount(now)
 		}
@@ -219,10 +221,13 @@ func (r *rules) settle(now time.Time) (changed bool) {
 	}
 	open := m.holding || r.failing
 	if changed = open != r.open; changed {
-		r.open, r.since, r.failures, r.alive = open, now, 0, false
+		r.open, r.since, r.failures, r.suspect, r.alive = open, now, 0, false, false
 	}
 	return changed
 }
+
+// wantsPing reports whether a PING should be sent.
+func (r *rules) wantsPing() bool { return r.open || r.suspect }
 
 // next returns when settle has something to do even if nothing happens; zero for never.
 func (r *rules) next() (t time.Time) {

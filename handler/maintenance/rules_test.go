@@ -54,11 +54,11 @@ func (w *world) pass(d time.Duration) {
 		if due := w.rules.next(); !due.IsZero() && due.Before(next) {
 			next = due
 		}
-		if w.rules.open && w.nextPing.Before(next) {
-			next = w.nextPing
+		if w.rules.wantsPing() && w.nextPing.Before(next) {
+			next = maxTime(w.nextPing, w.now)
 		}
 		w.now = next
-		if w.rules.open && !w.nextPing.After(w.now) {
+		if w.rules.wantsPing() && !w.nextPing.After(w.now) {
 			w.rules.pinged(w.now, w.now, w.up)
 			w.nextPing = w.now.Add(probeEvery)
 		}
@@ -67,6 +67,13 @@ func (w *world) pass(d time.Duration) {
 			return
 		}
 	}
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (w *world) set(up bool) {
@@ -167,6 +174,13 @@ func TestOpening(t *testing.T) {
 		"by a failed dial": func(w *world) {
 			w.fail(true)
 			w.is(true, 0)
+		},
+		"by a failure and a PING that does not answer": func(w *world) {
+			w.set(false)
+			w.fail(false)
+			w.is(false, anyTime)
+			w.pass(time.Millisecond)
+			w.is(true, anyTime)
 		},
 		"by three failures in a row": func(w *world) {
 			for range 3 {

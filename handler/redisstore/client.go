@@ -22,7 +22,7 @@ import (
 const (
 	// dialTimeout bounds a new connection, TLS included. It is short, so that one begun while nothing answered is
 	// soon followed by another. commandTimeout bounds a round trip.
-	dialTimeout    = 2 * time.Second
+	dialTimeout    = 1500 * time.Millisecond
 	commandTimeout = 3 * time.Second
 	// replaceAfter is how long every round trip may fail before the client is closed and made anew.
 	replaceAfter = 15 * time.Second
@@ -55,6 +55,7 @@ type Client struct {
 	name         string
 	circuit      Circuit
 	replaceAfter time.Duration
+	quiet        time.Duration
 
 	// open ends with Close.
 	open       context.Context //nolint:containedctx // the attempts to connect outlive the requests that begin them
@@ -66,6 +67,13 @@ type Client struct {
 	sockets    sockets
 	subscribed atomic.Pointer[subscriptionState]
 }
+
+// go-redis logs faults that it also returns.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(silent{}) }
 
 // live is a client that answered.
 type live struct {
@@ -87,7 +95,7 @@ func NewClient(e Endpoint, name string, circuit Circuit) *Client {
 	if circuit == nil {
 		circuit = noCircuit{}
 	}
-	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter}
+	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter, quiet: quiet}
 	c.open, c.end = context.WithCancel(context.Background())
 	return c
 }
@@ -122,7 +130,7 @@ func (c *Client) connect(ctx context.Context) (redis.UniversalClient, error) {
 	// The attempt outlives the request that happens to be the first.
 	l, err := c.attempt(ctx, dialTimeout+commandTimeout)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, unavailable(c.endpoint.diagnose(err))
 	}
 	return l, nil
 }

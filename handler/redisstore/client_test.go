@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,9 +24,20 @@ import (
 // connection is one line of CLIENT LIST.
 type connection struct{ id, name, flags, cmd string }
 
-// connectionsOf returns the connections of a server that its clients have, those of the tests' own tools apart, and
-// those that the server has found closed and will take off its list before it does anything else.
+// connectionsOf returns the connections of a server that its clients have, those of the tests' own tools apart. A server
+// may see a new connection before it sees that the old one was closed, so one counts that two looks find.
 func connectionsOf(ctx context.Context, raw *redis.Client) ([]connection, error) {
+	first, err := lookAtConnections(ctx, raw)
+	if err != nil {
+		return nil, err
+	}
+	second, err := lookAtConnections(ctx, raw)
+	return slices.DeleteFunc(second, func(c connection) bool {
+		return !slices.ContainsFunc(first, func(other connection) bool { return other.id == c.id })
+	}), err
+}
+
+func lookAtConnections(ctx context.Context, raw *redis.Client) ([]connection, error) {
 	list, err := raw.ClientList(ctx).Result()
 	if err != nil {
 		return nil, err
@@ -45,7 +57,7 @@ func connectionsOf(ctx context.Context, raw *redis.Client) ([]connection, error)
 				c.cmd = v
 			}
 		}
-		if c.name != "testkit" && !strings.ContainsAny(c.flags, "AMS") {
+		if c.name != "testkit" && !strings.ContainsAny(c.flags, "MS") {
 			found = append(found, c)
 		}
 	}
@@ -569,7 +581,7 @@ func TestReconnectStorm(t *testing.T) {
 		t.Errorf("%d processes were refused, want %d", n, processes-49)
 	}
 	for _, store := range stores {
-		if err := store.Ping(ctx); err != nil && !strings.Contains(err.Error(), "no connection left; lower MAX_INSTANCES") {
+		if err := store.Ping(ctx); err != nil && !strings.Contains(err.Error(), "lower MAX_INSTANCES") {
 			t.Errorf("without a connection left: %v", err)
 		}
 	}

@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 )
 
@@ -25,28 +24,24 @@ func TestConcurrentBeatsLeavesSweepsAndRelays(t *testing.T) {
 	const (
 		processes  = 2
 		clients    = 4 // of each process
-		rounds     = 250
-		partitions = 3
 	)
-	server, prefix := testkit.Shared(t)
-	b := setupOn(t, server, prefix)
+	b := setup(t)
+	rounds, partitions := 250, 3
+	if b.store.Partitions() > 1 {
+		rounds, partitions = 100, b.store.Partitions()
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	users := []string{"ann", "bob", "cid", "dan", "eve"}
-	all := []int{0, 1, 2}
+	b.store = b.newStore(partitions)
+	all := b.partitions()
 
 	var starts, ends atomic.Int64 // as the callers were told
 	var heard collector
 	var beating, sweeping, relaying errgroup.Group
 	beatsOver, sweepsOver := make(chan struct{}), make(chan struct{})
 	for p := range processes {
-		client := NewClient(Endpoint{URL: server.URL()}, "process"+strconv.Itoa(p), nil)
-		t.Cleanup(func() { _ = client.Close() })
-		store := New(client, Config{Prefix: prefix, Partitions: partitions, LeaseKeys: true})
-		t.Cleanup(store.Close)
-		if p == 0 {
-			b.store = store
-		}
+		store := b.newStore(partitions)
 		for c := range clients {
 			beating.Go(func() error {
 				return beatAndLeave(ctx, store, rand.New(rand.NewPCG(uint64(p), uint64(c))), users, rounds, &starts, &ends)

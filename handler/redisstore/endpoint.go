@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -78,42 +77,59 @@ func (e Endpoint) secret() string {
 	return "the app's identity; give its object id an access policy on the Redis resource"
 }
 
-// diagnose puts the setting and the cure in front of what Redis or the network said.
+// diagnosis is an error with the setting and the cure in front.
+type diagnosis struct {
+	cure string
+	err  error
+}
+
+func (d *diagnosis) Error() string { return d.cure + ": " + d.err.Error() }
+func (d *diagnosis) Unwrap() error { return d.err }
+
+// diagnose puts the setting and the cure in front of what Redis or the network said, where they are known.
 func (e Endpoint) diagnose(err error) error {
-	var dns *net.DNSError
-	var slow interface{ Timeout() bool }
-	text := err.Error()
-	has := func(part string) bool { return strings.Contains(text, part) }
-	says := func(format string, args ...any) error {
-		return fmt.Errorf(format+": %w", append(args, err)...)
+	var known *diagnosis
+	if errors.As(err, &known) {
+		return err
 	}
-	switch {
-	case errors.As(err, &dns):
-		return says("%s names a host that cannot be found; check its spelling, and the private DNS zone if it has a private endpoint", e.setting())
-	case strings.HasPrefix(text, "WRONGPASS"), has("invalid password"), has("without any password configured"):
-		return says("redis refuses %s", e.secret())
-	case strings.HasPrefix(text, "NOAUTH"):
-		return says("redis wants a password and got none: %s has none, or a user alone; it must look like redis://:password@host:6379", e.setting())
-	case strings.HasPrefix(text, "NOPERM"):
-		return says("the user of %s lacks a permission; grant it with ACL SETUSER name +@all ~* &*, where &* stands for the channels (Azure Managed Redis: access policy default)", e.setting())
-	case strings.HasPrefix(text, "LOADING"):
-		return says("redis is reading its data from disk and serves when that is done")
-	case strings.HasPrefix(text, "READONLY"):
-		return says("%s names a read-only replica; name the primary", e.setting())
-	case has("SELECT is not allowed"), has("DB index is out of range"):
-		return says("%s names a database that this Redis does not have; leave the number at its end out", e.setting())
-	case errors.Is(err, errNoConnectionLeft):
-		return says("redis has no connection left; lower MAX_INSTANCES, or choose a larger tier")
-	case has("first record does not look like a TLS handshake"):
-		return says("%s asks for TLS but the port speaks plain text; use redis:// or the TLS port", e.setting())
-	case has("x509:"), has("tls:"):
-		return says("the TLS certificate at %s was refused: it must be made out to the name that stands there, by an authority that this machine trusts (SSL_CERT_FILE)", e.setting())
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return says("nothing listens at the host and port of %s", e.setting())
-	case errors.As(err, &slow) && slow.Timeout(), errors.Is(err, context.DeadlineExceeded):
-		return says("redis at %s does not answer in time; check the port and the firewall, or what keeps it busy", e.setting())
+	if cure := e.cure(err); cure != "" {
+		return &diagnosis{cure, err}
 	}
 	return err
+}
+
+func (e Endpoint) cure(err error) string {
+	var dns *net.DNSError
+	var slow interface{ Timeout() bool }
+	said := func(prefix string) bool { return redis.HasErrorPrefix(err, prefix) }
+	has := func(part string) bool { return strings.Contains(err.Error(), part) }
+	switch {
+	case errors.As(err, &dns):
+		return e.setting() + " names a host that cannot be found; check its spelling, and the private DNS zone if it has a private endpoint"
+	case said("WRONGPASS"), said("AUTH "), said("invalid password"):
+		return "redis refuses " + e.secret()
+	case said("NOAUTH"):
+		return "redis wants a password, and " + e.setting() + " has none; it must look like redis://:password@host:6379, or redis://user:password@host:6379"
+	case said("NOPERM"):
+		return "the user of " + e.setting() + " lacks a permission; grant it with ACL SETUSER name +@all ~* &*, where &* stands for the channels (Azure Managed Redis: access policy default)"
+	case said("LOADING"):
+		return "redis is reading its data from disk, and serves when that is done"
+	case said("READONLY"):
+		return e.setting() + " names a read-only replica; name the primary"
+	case said("SELECT is not allowed"), said("DB index is out of range"):
+		return e.setting() + " names a database that this Redis does not have; leave the number at its end out"
+	case errors.Is(err, errNoConnectionLeft):
+		return "redis has no connection left; lower MAX_INSTANCES, or choose a larger tier"
+	case has("first record does not look like a TLS handshake"), errors.Is(err, errBeginTLS) && errors.Is(err, context.DeadlineExceeded):
+		return e.setting() + " asks for TLS, and the port seems to speak plain text; use redis:// or the TLS port"
+	case has("x509:"), has("tls:"):
+		return "the TLS certificate at " + e.setting() + " was refused; it must be made out to the name that stands there, by an authority that is trusted here (SSL_CERT_FILE)"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens at the host and port of " + e.setting()
+	case errors.As(err, &slow) && slow.Timeout():
+		return "redis at " + e.setting() + " does not answer in time; check the port and the firewall, or what keeps it busy"
+	}
+	return ""
 }
 
 // diagnoseGreeting is diagnose for the first words with a server, which may speak another protocol.
@@ -121,9 +137,9 @@ func (e Endpoint) diagnoseGreeting(err error) error {
 	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		return e.diagnose(err)
 	}
-	cure := "a TLS port needs rediss://"
+	reason := "a TLS port needs rediss://"
 	if e.URL == "" || strings.HasPrefix(e.URL, "rediss:") {
-		cure = "the port may speak plain text, or Redis has no connection left (MAX_INSTANCES)"
+		reason = "the port may speak plain text"
 	}
-	return fmt.Errorf("the server at %s closed the connection during the greeting; %s: %w", e.setting(), cure, err)
+	return &diagnosis{"the server at " + e.setting() + " hung up during the greeting; " + reason + ", or Redis has no connection left (lower MAX_INSTANCES)", err}
 }

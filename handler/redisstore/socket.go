@@ -97,6 +97,8 @@ func (ss *sockets) most() (n int) {
 	return n
 }
 
+var errBeginTLS = errors.New("begin TLS")
+
 // keepAlive finds a peer that has gone without a word within 45 s.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3}
 
@@ -154,7 +156,7 @@ func (c *Client) dialServer(ctx context.Context, secure *tls.Config, network, ad
 	t := tls.Client(s, secure)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = t.Close() // the fault that matters is err
-		return nil, fmt.Errorf("begin TLS: %w", err)
+		return nil, fmt.Errorf("%w: %w", errBeginTLS, err)
 	}
 	return t, nil
 }

@@ -170,7 +170,10 @@ func (s *Store) connect(ctx context.Context) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client, s.checkPartitions(ctx, client)
+	if err := s.checkPartitions(ctx, client); err != nil {
+		return nil, s.client.endpoint.diagnose(err)
+	}
+	return client, nil
 }
 
 // checkPartitions records the number of partitions, or refuses to work with a changed one: users would be

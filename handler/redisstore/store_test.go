@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -19,33 +20,52 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 
 // bench is a store on a real Redis with a clock that the test moves.
 type bench struct {
-	t      *testing.T
-	store  *Store
-	raw    redis.UniversalClient
-	prefix string
+	t        *testing.T
+	store    *Store
+	raw      redis.UniversalClient
+	endpoint Endpoint
+	prefix   string
 }
 
+// setup returns a bench on the package's server, or for the tests that TestOnACluster runs again on its cluster.
 func setup(t *testing.T) *bench {
 	t.Helper()
+	if strings.HasPrefix(t.Name(), "TestOnACluster/") {
+		return setupOnCluster(t)
+	}
 	server, prefix := testkit.Shared(t)
 	return setupOn(t, server, prefix)
 }
 
 func setupOn(t *testing.T, server *testkit.Redis, prefix string) *bench {
 	t.Helper()
-	client := NewClient(Endpoint{URL: server.URL()}, t.Name(), nil)
-	t.Cleanup(func() { _ = client.Close() })
-	raw := redis.NewClient(&redis.Options{Addr: server.Addr})
+	return newBench(t, server.Client(), Endpoint{URL: server.URL()}, prefix, 1)
+}
+
+func newBench(t *testing.T, raw redis.UniversalClient, e Endpoint, prefix string, partitions int) *bench {
+	t.Helper()
 	t.Cleanup(func() { _ = raw.Close() })
-	return &bench{t: t, raw: raw, prefix: prefix,
-		store: New(client, Config{Prefix: prefix, Partitions: 1, LeaseKeys: true})}
+	b := &bench{t: t, raw: raw, endpoint: e, prefix: prefix}
+	b.store = b.newStore(partitions)
+	return b
+}
+
+// newStore is a further process.
+func (b *bench) newStore(partitions int) *Store {
+	client := NewClient(b.endpoint, b.t.Name(), nil)
+	b.t.Cleanup(func() { _ = client.Close() })
+	store := New(client, Config{Prefix: b.prefix, Partitions: partitions, LeaseKeys: true})
+	b.t.Cleanup(store.Close)
+	return store
 }
 
 // pass moves the clock of the scripts.
 func (b *bench) pass(d time.Duration) {
 	b.t.Helper()
-	if err := b.raw.HIncrBy(b.t.Context(), b.store.keys.in(0, "meta"), "offset", d.Milliseconds()).Err(); err != nil {
-		b.t.Fatal(err)
+	for p := range b.store.Partitions() {
+		if err := b.raw.HIncrBy(b.t.Context(), b.store.keys.in(p, "meta"), "offset", d.Milliseconds()).Err(); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 }
 
@@ -80,7 +100,7 @@ func (b *bench) leave(l presence.Leave) presence.LeaveOutcome {
 
 func (b *bench) sweep() Claims {
 	b.t.Helper()
-	due, err := b.store.Due(b.t.Context(), []int{0})
+	due, err := b.store.Due(b.t.Context(), b.partitions())
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -91,20 +111,31 @@ func (b *bench) sweep() Claims {
 	return claims
 }
 
+func (b *bench) partitions() []int {
+	all := make([]int, b.store.Partitions())
+	for p := range all {
+		all[p] = p
+	}
+	return all
+}
+
 // events reads the outbox as a relay does, and acknowledges it.
 func (b *bench) events() []presence.Event {
 	b.t.Helper()
 	o := b.store.Outbox("test")
-	entries, err := o.Next(b.t.Context(), 0, 1000)
-	if err != nil {
-		b.t.Fatal(err)
-	}
 	var events []presence.Event
-	for _, e := range entries {
-		events = append(events, e.Event)
-	}
-	if len(entries) > 0 {
-		if err := o.Acknowledge(b.t.Context(), 0, entries); err != nil {
+	for _, p := range b.partitions() {
+		entries, err := o.Next(b.t.Context(), p, 1000)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if len(entries) == 0 {
+			continue
+		}
+		for _, e := range entries {
+			events = append(events, e.Event)
+		}
+		if err := o.Acknowledge(b.t.Context(), p, entries); err != nil {
 			b.t.Fatal(err)
 		}
 	}
@@ -399,9 +430,9 @@ func TestAChangedNumberOfPartitionsIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.beat(presence.Beat{User: "u"})
-	other := New(b.store.client, Config{Prefix: b.prefix, Partitions: 2})
+	other := New(b.store.client, Config{Prefix: b.prefix, Partitions: b.store.Partitions() + 1})
 	err := other.Ping(t.Context())
-	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "REDIS_PARTITIONS=1") {
+	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), fmt.Sprintf("set REDIS_PARTITIONS=%d,", b.store.Partitions())) {
 		t.Fatalf("changed number of partitions: %v", err)
 	}
 }
@@ -412,27 +443,28 @@ func TestTakeOverOfADeadRelaysEntries(t *testing.T) {
 	ctx := t.Context()
 	b.beat(presence.Beat{User: "u"})
 	dead, heir := b.store.Outbox("dead"), b.store.Outbox("heir")
-	read, err := dead.Next(ctx, 0, 10)
+	p := b.store.keys.partition("u")
+	read, err := dead.Next(ctx, p, 10)
 	if err != nil || len(read) != 1 {
 		t.Fatal(read, err)
 	}
-	if rest, err := heir.Next(ctx, 0, 10); err != nil || len(rest) != 0 {
+	if rest, err := heir.Next(ctx, p, 10); err != nil || len(rest) != 0 {
 		t.Fatal(rest, err)
 	}
-	if own, err := dead.Own(ctx, 0, "", 10); err != nil || len(own) != 1 {
+	if own, err := dead.Own(ctx, p, "", 10); err != nil || len(own) != 1 {
 		t.Fatal(own, err)
 	}
-	if early, _, err := heir.TakeOver(ctx, 0, time.Hour, "", 10); err != nil || len(early) != 0 {
+	if early, _, err := heir.TakeOver(ctx, p, time.Hour, "", 10); err != nil || len(early) != 0 {
 		t.Fatal(early, err)
 	}
-	taken, _, err := heir.TakeOver(ctx, 0, 0, "", 10)
+	taken, _, err := heir.TakeOver(ctx, p, 0, "", 10)
 	if err != nil || len(taken) != 1 || taken[0].Event.ID != read[0].Event.ID {
 		t.Fatal(taken, err)
 	}
-	if err := heir.Acknowledge(ctx, 0, taken); err != nil {
+	if err := heir.Acknowledge(ctx, p, taken); err != nil {
 		t.Fatal(err)
 	}
-	if own, err := dead.Own(ctx, 0, "", 10); err != nil || len(own) != 0 {
+	if own, err := dead.Own(ctx, p, "", 10); err != nil || len(own) != 0 {
 		t.Fatal(own, err)
 	}
 }

@@ -20,7 +20,7 @@ const (
 	expiredPattern = "__keyevent@*__:expired"
 	// maintenanceChannel is where Azure Cache for Redis announces maintenance.
 	maintenanceChannel = "AzureRedisEvents"
-	// quiet is how long a subscription may be silent before a ping checks it.
+	// quiet is how long a subscription may be silent before a ping checks it, and how long the answer may take.
 	quiet = 5 * time.Second
 	// rescan is how often the primaries of a cluster are looked up again.
 	rescan = 5 * time.Second
@@ -243,7 +243,7 @@ func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscribe
 	told := &sharing{Subscriber: s}
 	begin := func() *subscription {
 		sub := newSubscription(ctx, server)
-		running.Go(func() { sub.run(told) })
+		running.Go(func() { sub.run(told, c.quiet) })
 		return sub
 	}
 	var before *subscription // goes on until current stands
@@ -257,8 +257,10 @@ func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscribe
 		case <-stands:
 			stands, stood = nil, true
 			if before != nil {
-				before.finish()
+				before.catchUp()
+				before.cancel()
 				before = nil
+				current.catchUp()
 				told.share(false)
 			}
 			if c.endpoint.Life > 0 {
@@ -275,7 +277,7 @@ func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscribe
 			// The one before goes on as long as it can.
 			told.share(false)
 			before, current, stands = nil, before, nil
-			old = time.After(longestWait)
+			old = time.After(min(c.endpoint.Life, longestWait))
 		}
 	}
 }
@@ -319,40 +321,43 @@ type subscription struct {
 	cancel context.CancelFunc
 	pubsub *redis.PubSub
 	stands chan struct{} // closed once it stands
-	ended  chan struct{} // closed when it was lost or is finished
+	ended  chan struct{} // closed when it was lost or cancelled
 	err    error         // why, set before ended is closed
+	// caughtUp gets one for each answer to catchUp's ping.
+	caughtUp chan struct{}
 }
 
 func newSubscription(ctx context.Context, server *redis.Client) *subscription {
 	ctx, cancel := context.WithCancel(context.WithValue(ctx, oneDial{}, new(atomic.Bool)))
-	return &subscription{ctx: ctx, cancel: cancel, pubsub: server.Subscribe(ctx), stands: make(chan struct{}), ended: make(chan struct{})}
+	return &subscription{ctx: ctx, cancel: cancel, pubsub: server.Subscribe(ctx),
+		stands: make(chan struct{}), ended: make(chan struct{}), caughtUp: make(chan struct{}, 1)}
 }
 
-// lastWord is what a subscription that was replaced is pinged with: what was published before it answers has come in.
-const lastWord = "last"
+// catchUpWord is the text of a ping whose answer tells that all has come in that was published before.
+const catchUpWord = "catch up"
 
-// finish reads what has been published up to now, and ends.
-func (s *subscription) finish() {
-	defer s.cancel()
-	if s.pubsub.Ping(s.ctx, lastWord) != nil {
-		return // it was lost: its ctx or connection has ended
+// catchUp returns when the subscriber was told of what has been published up to now, or the subscription has ended.
+func (s *subscription) catchUp() {
+	if s.pubsub.Ping(s.ctx, catchUpWord) != nil {
+		return // it has ended
 	}
 	t := time.NewTimer(commandTimeout)
 	defer t.Stop()
 	select {
+	case <-s.caughtUp:
 	case <-s.ended:
 	case <-t.C:
 	}
 }
 
-func (s *subscription) run(told *sharing) {
+func (s *subscription) run(told *sharing, quiet time.Duration) {
 	defer close(s.ended)
 	defer s.cancel()
 	defer s.pubsub.Close()
-	s.err = s.listen(told)
+	s.err = s.listen(told, quiet)
 }
 
-func (s *subscription) listen(told *sharing) error {
+func (s *subscription) listen(told *sharing, quiet time.Duration) error {
 	want := 0
 	if told.Maintenance != nil {
 		want++
@@ -366,23 +371,22 @@ func (s *subscription) listen(told *sharing) error {
 			return err
 		}
 	}
-	stands := 0
-	wait := quiet
+	stands, pinged := 0, false
 	for {
-		msg, err := s.pubsub.ReceiveTimeout(s.ctx, wait)
+		msg, err := s.pubsub.ReceiveTimeout(s.ctx, quiet)
 		if s.ctx.Err() != nil {
 			return s.ctx.Err()
 		}
 		var slow interface{ Timeout() bool }
 		switch m := msg.(type) {
 		case nil:
-			if !errors.As(err, &slow) || !slow.Timeout() || wait != quiet {
+			if !errors.As(err, &slow) || !slow.Timeout() || pinged {
 				return err
 			}
 			if err := s.pubsub.Ping(s.ctx); err != nil {
 				return err
 			}
-			wait = commandTimeout
+			pinged = true
 			continue
 		case *redis.Subscription:
 			if stands++; stands == want {
@@ -394,10 +398,13 @@ func (s *subscription) listen(told *sharing) error {
 		case *redis.Message:
 			told.take(m.Channel, m.Payload)
 		case *redis.Pong:
-			if m.Payload == lastWord {
-				return nil
+			if m.Payload == catchUpWord {
+				select {
+				case s.caughtUp <- struct{}{}:
+				default: // nobody waits any more
+				}
 			}
 		}
-		wait = quiet
+		pinged = false
 	}
 }

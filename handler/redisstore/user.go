@@ -162,13 +162,11 @@ func (n *numbers) parse(s string, empty int64) int64 {
 	return v
 }
 
-// Ping reports whether Redis answers and fits our settings.
+// Ping reports whether Redis runs our scripts and fits our settings, and if not, which setting to change.
 func (s *Store) Ping(ctx context.Context) error {
-	client, err := s.connect(ctx)
-	if err != nil {
-		return err
-	}
-	if err := client.Ping(ctx).Err(); err != nil {
+	c := s.newCall(dueScript, 0, 0, 1)
+	c.args = append(c.args, 1)
+	if err := s.run(ctx, c); err != nil {
 		return unavailable(s.client.endpoint.diagnose(err))
 	}
 	return nil

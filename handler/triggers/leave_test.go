@@ -36,18 +36,18 @@ func TestLeave(t *testing.T) {
 func TestLeaveWaitsForItsGrace(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.beat(object{"user": "ann", "graceSeconds": 20})
+	b.beat(object{"user": "ann", "ttlSeconds": 3600, "graceSeconds": 600})
 	b.post("/api/leave", object{"user": "ann"}).is(204)
-	b.pass(19 * time.Second)
+	b.pass(300 * time.Second)
 	b.sweep()
 	if u := b.user("ann"); u.Status != "online" {
 		t.Errorf("within its grace: %+v", u)
 	}
-	if got := b.beat(object{"user": "ann", "graceSeconds": 20}); got.Change != "renewed" {
+	if got := b.beat(object{"user": "ann", "ttlSeconds": 3600, "graceSeconds": 600}); got.Change != "renewed" {
 		t.Errorf("back within the grace: %+v", got)
 	}
 	b.post("/api/leave", object{"user": "ann"}).is(204)
-	b.pass(21 * time.Second)
+	b.pass(601 * time.Second)
 	b.sweep()
 	if u := b.user("ann"); u.Status != "offline" {
 		t.Errorf("after its grace: %+v", u)

@@ -118,9 +118,10 @@ func TestReplayOfAnExpiredKey(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	logged := func(key string) string {
-		id := presence.KeyEventID(key, 1767225600123, 1)
-		e := presence.Event{ID: id, Type: presence.KeyExpired, Key: key, Epoch: 1767225600123, Reason: presence.ReasonExpired,
-			DetectedAt: time.UnixMilli(1767225600123).UTC(), Traceparent: presence.TraceparentOf(id)}
+		at := time.Now().UTC().Truncate(time.Millisecond)
+		id := presence.KeyEventID(key, at.UnixMilli(), 1)
+		e := presence.Event{ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
+			DetectedAt: at, Traceparent: presence.TraceparentOf(id)}
 		if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(e)}); err != nil {
 			t.Fatal(err)
 		}
