@@ -71,6 +71,37 @@ bench: setup stage ## one table, ratios first, of what is promised of speed and 
 bench-start: stage ## handler start to first answered request, 100 starts; fails over 10 ms at p50
 	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench && $(BIN)/bench -handler $(DIST)/handler -only E -starts 100 -strict
 
+loadtest: stage ## 10,000 users, 35,000 invocations, report in loadtest.html: PACE=published PROCESSES=200 NAIVE=1
+	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost && $(BUILD) -o $(BIN)/loadtest ./handler/cmd/loadtest
+	@$(BIN)/loadtest $(if $(PACE),-pace $(PACE)) $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(NAIVE),-naive)
+
+bench-azure: setup ## deadline to Service Bus, relay rate and Cosmos cost, against the stand-ins of the tests
+	@go test ./handler/azuretest -run '^$$' -bench . -benchtime 1x -timeout 20m
+
 ## Package and publish
+
+# Where the checker of the templates is, if there is one; without it the Go tests check them.
+INFRA_CHECK ?= infra-check
+
+package: ## make bin/userconnectivity.zip, the package for Azure
+	@GOOS=linux GOARCH=amd64 $(MAKE) --no-print-directory stage
+	@mkdir -p $(BIN) && go run ./handler/cmd/package -o $(BIN)/userconnectivity.zip $(DIST)
+
+publish: package ## publish the package to one function app: APP=name
+	@sh infra/publish/publish.sh '$(APP)' $(BIN)/userconnectivity.zip $(DIST)
+
+rollback: ## go back to the package before: APP=name
+	@sh infra/publish/rollback.sh '$(APP)'
+
+provision: ## deploy the templates: GROUP=name PARAMS=infra/small.bicepparam ARGS=--what-if
+	@sh infra/publish/provision.sh '$(GROUP)' '$(PARAMS)' $(ARGS)
+
+infra-check: ## check the templates; compile them where az is installed
+	@go test ./infra/
+	@if command -v '$(INFRA_CHECK)' >/dev/null; then '$(INFRA_CHECK)' infra/*.bicep infra/modules/*.bicep; fi
+	@if command -v az >/dev/null; then az bicep build --file infra/main.bicep --stdout >/dev/null; fi
+
+cosmos-emulator: setup ## the event log's suite against the npm emulator of Cosmos DB
+	@.ci/cosmos-emulator
 
 .PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
