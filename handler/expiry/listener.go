@@ -230,12 +230,31 @@ func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore
 	if err != nil {
 		return nil, err
 	}
-	claims, err := l.store.Claim(ctx, due)
-	if err != nil {
-		return nil, err
+	for rest := due; len(rest) > 0; {
+		slice := claimSlice(rest)
+		claims, err := l.store.Claim(ctx, slice)
+		l.count(claims)
+		if err != nil {
+			return nil, err
+		}
+		rest = rest[len(slice):]
 	}
-	l.count(claims)
 	return due, nil
+}
+
+// claimAtOnce is about how many sessions are claimed in one round trip, so that beats beside a mass expiry wait
+// for no more than a few milliseconds.
+const claimAtOnce = 300
+
+// claimSlice returns the first partitions of due, as many as make a round trip.
+func claimSlice(due []redisstore.Due) []redisstore.Due {
+	members := 0
+	for i, d := range due {
+		if members += len(d.Members); members >= claimAtOnce {
+			return due[:i+1]
+		}
+	}
+	return due
 }
 
 func (l *Listener) count(c redisstore.Claims) {
