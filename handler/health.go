@@ -99,8 +99,10 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 	if waiting := a.deferred.State(); waiting.Deferred > 0 {
 		part["deferred"] = map[string]any{"waiting": waiting.Items, "written": waiting.Written, "expired": waiting.Expired, "refused": waiting.Refused}
 	}
-	part["budget"] = map[string]any{"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
-		"used": budget.Used(), "limit": budget.Limit}
+	part["budget"] = map[string]any{
+		"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
+		"used": budget.Used(), "limit": budget.Limit,
+	}
 	warnings := budget.Warnings()
 	switch {
 	case err != nil:
@@ -117,8 +119,10 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 func lastMaintenance(events []maintenance.Event) []map[string]any {
 	shown := make([]map[string]any, len(events))
 	for i, e := range events {
-		shown[i] = map[string]any{"type": e.Type, "start": presence.FormatOptional(e.Start), "received": presence.FormatTime(e.Received),
-			"lagMs": e.Lag().Milliseconds(), "raw": e.Raw, "address": nil}
+		shown[i] = map[string]any{
+			"type": e.Type, "start": presence.FormatOptional(e.Start), "received": presence.FormatTime(e.Received),
+			"lagMs": e.Lag().Milliseconds(), "raw": e.Raw, "address": nil,
+		}
 		if e.Address.IsValid() {
 			shown[i]["address"] = e.Address.String()
 		}

@@ -211,8 +211,10 @@ func TestEventsReachTheWorkersAndTheLog(t *testing.T) {
 		ids[m.ID] = true
 		e := decode(t, m)
 		found[e.Data.User] = append(found[e.Data.User], m.Subject+" "+e.Data.Reason)
-		want := cloudEvent{SpecVersion: "1.0", ID: m.ID, Type: "userconnectivity." + m.Subject, Source: "/app", Subject: e.Data.User,
-			Traceparent: e.Traceparent, Time: e.Time, Data: e.Data}
+		want := cloudEvent{
+			SpecVersion: "1.0", ID: m.ID, Type: "userconnectivity." + m.Subject, Source: "/app", Subject: e.Data.User,
+			Traceparent: e.Traceparent, Time: e.Time, Data: e.Data,
+		}
 		if diff := cmp.Diff(want, e); diff != "" {
 			t.Errorf("event %s (-want +got):\n%s", m.ID, diff)
 		}

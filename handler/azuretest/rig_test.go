@@ -70,6 +70,12 @@ type quiet struct{}
 
 func (quiet) Printf(context.Context, string, ...any) {}
 
+// foreign are variables of the machine that must not reach the handler.
+var foreign = []string{
+	"ServiceBusConnection__fullyQualifiedNamespace", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "IDENTITY_ENDPOINT",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+}
+
 // rig is what the handler talks to. Its zero settings are those of a healthy deployment.
 type rig struct {
 	tb      testing.TB
@@ -81,9 +87,12 @@ type rig struct {
 }
 
 // newRig starts everything but the handler. The queue has the properties that the deployment gives it.
-func newRig(tb testing.TB) *rig {
+func newRig(tb testing.TB) *rig { return newRigWith(tb, cosmosfake.Config{}) }
+
+// newRigWith has an account of its own kind.
+func newRigWith(tb testing.TB, c cosmosfake.Config) *rig {
 	tb.Helper()
-	r := &rig{tb: tb, redis: testkit.Start(tb), broker: amqpstub.Start(tb), account: newAccount(cosmosfake.Config{})}
+	r := &rig{tb: tb, redis: testkit.Start(tb), broker: amqpstub.Start(tb), account: newAccount(c)}
 	for _, name := range []string{eventsQueue, eventsQueue + queue.RejectedSuffix} {
 		r.broker.CreateQueue(name, amqpstub.QueueOptions{DuplicateDetection: true, Lock: 5 * time.Minute})
 	}
@@ -97,12 +106,10 @@ func newRig(tb testing.TB) *rig {
 		"COSMOS_KEY":           accountKey,
 		"WEBSITE_SITE_NAME":    "app",
 		"WEBSITE_INSTANCE_ID":  instance,
-		"AZURE_CLIENT_ID":      "",
-		"AZURE_TENANT_ID":      "",
-		"AZURE_CLIENT_SECRET":  "",
 		"DATA_DIR":             tb.TempDir(),
-		"REDIS_MAX_CLIENTS":    "",
-		"ServiceBusConnection__fullyQualifiedNamespace": "",
+	}
+	for _, name := range foreign {
+		r.env[name] = ""
 	}
 	return r
 }
@@ -164,8 +171,10 @@ func (r *rig) command(settings ...string) *exec.Cmd {
 func (r *rig) start(settings ...string) *handler {
 	r.tb.Helper()
 	for range 5 {
-		h := &handler{tb: r.tb, client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
-			exited: make(chan struct{}), output: &output{}}
+		h := &handler{
+			tb: r.tb, client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
+			exited: make(chan struct{}), output: &output{},
+		}
 		port := freePort(r.tb)
 		h.url = "http://127.0.0.1:" + port
 		h.cmd = r.command(append(settings, "FUNCTIONS_CUSTOMHANDLER_PORT="+port)...)
@@ -375,14 +384,14 @@ func users(prefix string, n int) []string {
 	return names
 }
 
-// gate is a TCP front of the broker that can be shut and opened again.
+// gate is a TCP front of a server that can be shut and opened again.
 type gate struct {
 	tb   testing.TB
 	addr string
 	to   string
-	wrap func(net.Conn) (net.Conn, bool) // what to do with a connection first; false keeps it from the broker
 
 	mu     sync.Mutex
+	wrap   func(net.Conn) (net.Conn, bool) // what to do with a connection first; false keeps it from to
 	listen net.Listener
 	conns  map[net.Conn]struct{}
 	all    sync.WaitGroup
@@ -436,11 +445,21 @@ func (g *gate) keep(c net.Conn) {
 	g.conns[c] = struct{}{}
 }
 
+// setWrap has f see each connection first.
+func (g *gate) setWrap(f func(net.Conn) (net.Conn, bool)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wrap = f
+}
+
 func (g *gate) serve(front net.Conn) {
 	g.keep(front)
-	if g.wrap != nil {
+	g.mu.Lock()
+	wrap := g.wrap
+	g.mu.Unlock()
+	if wrap != nil {
 		var ok bool
-		if front, ok = g.wrap(front); !ok {
+		if front, ok = wrap(front); !ok {
 			return
 		}
 	}

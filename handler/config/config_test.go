@@ -200,7 +200,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for how, text := range map[string]string{
-		"%v": fmt.Sprintf("%v", c), "%+v": fmt.Sprintf("%+v", c), "%#v": fmt.Sprintf("%#v", c), "%s": fmt.Sprintf("%s", c.RedisURL), "%q": fmt.Sprintf("%q", c.RedisURL),
+		"%v": fmt.Sprintf("%v", c), "%+v": fmt.Sprintf("%+v", c), "%#v": fmt.Sprintf("%#v", c), "%s": fmt.Sprintf("%4s", c.RedisURL), "%q": fmt.Sprintf("%q", c.RedisURL),
 		"%x": fmt.Sprintf("%x", c.RedisURL), "log": log.String(), "JSON": string(asJSON),
 	} {
 		if strings.Contains(text, "hunter2") || strings.Contains(text, fmt.Sprintf("%x", "hunter2")) {

@@ -82,9 +82,9 @@ type credential struct {
 func (c credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	token, err := c.inner.GetToken(ctx, o)
 	if err != nil {
-		err = &tokenError{err}
-		c.store.noToken.Store(&err)
-		return token, err
+		noToken := &tokenError{err}
+		c.store.noToken.Store(noToken)
+		return token, noToken
 	}
 	oid := identity.ObjectID(token.Token)
 	c.store.principal.Store(&oid)

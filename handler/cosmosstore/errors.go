@@ -29,15 +29,8 @@ func (e *setupError) Error() string { return e.text }
 // tokenError is why the credential gave no token.
 type tokenError struct{ err error }
 
-// Error returns the text of the credential in one line; the SDK for identities answers with whole HTTP responses.
-func (e *tokenError) Error() string {
-	const limit = 400
-	text := strings.Join(strings.Fields(e.err.Error()), " ")
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit], "") + "..."
-	}
-	return text
-}
+// Error returns the text of the credential in one line.
+func (e *tokenError) Error() string { return identity.Words(e.err) }
 
 // Unwrap returns the error of the credential.
 func (e *tokenError) Unwrap() error { return e.err }
@@ -154,8 +147,8 @@ func (s *Store) explain(ctx context.Context, op operation, err error) error {
 	case errors.As(err, &setup) || errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", op.doing, err)
 	case answer == nil && s.noToken.Load() != nil:
-		cause := *s.noToken.Load()
-		problem, mend := identity.Diagnose(cause)
+		cause := s.noToken.Load()
+		problem, mend := identity.Diagnose(cause.err)
 		return fmt.Errorf("%s: %w: account %s: %s; %s; it needs the role %s: %w", op.doing, eventlog.ErrUnavailable, s.account(), problem, mend, role, cause)
 	case answer == nil && errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w: no answer in time from %s (to see its state: az cosmosdb show --name %s --resource-group <group>"+

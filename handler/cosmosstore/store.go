@@ -87,7 +87,7 @@ type Store struct {
 	checked atomic.Bool
 	// noToken is why the credential gave no token, nil once it does; principal is the object id of the identity, as the
 	// last token has it. Both are for errors.
-	noToken   atomic.Pointer[error]
+	noToken   atomic.Pointer[tokenError]
 	principal atomic.Pointer[string]
 
 	mu     sync.Mutex

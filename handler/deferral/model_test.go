@@ -91,8 +91,10 @@ type scenario struct {
 }
 
 func newScenario(t *testing.T, rng *rand.Rand, client *redisstore.Client, prefix string, foreign bool) *scenario {
-	s := &scenario{t: t, rng: rng, foreign: foreign, lossy: !foreign && rng.IntN(2) == 0, slots: map[int]bool{}, seq: map[string]int64{},
-		base: time.Now().Add(-500 * time.Second)}
+	s := &scenario{
+		t: t, rng: rng, foreign: foreign, lossy: !foreign && rng.IntN(2) == 0, slots: map[int]bool{}, seq: map[string]int64{},
+		base: time.Now().Add(-500 * time.Second),
+	}
 	s.plain = redisstore.New(client, redisstore.Config{Prefix: prefix + "plain:", Partitions: 1})
 	s.flaky = &flakyStore{Store: redisstore.New(client, redisstore.Config{Prefix: prefix + "deferred:", Partitions: 1}), s: s}
 	s.deferred = New(s.flaky, func() (time.Duration, bool) { return time.Second, s.open }, Config{Log: quiet()})
@@ -266,7 +268,8 @@ func (s *scenario) step(i, style int, foreign bool) {
 
 // must applies items; a client sends them again when that fails.
 func (s *scenario) must(heartbeats func(context.Context, []presence.Beat) ([]presence.BeatOutcome, error),
-	leave func(context.Context, []presence.Leave) ([]presence.LeaveOutcome, error), beats []presence.Beat, leaves []presence.Leave) {
+	leave func(context.Context, []presence.Leave) ([]presence.LeaveOutcome, error), beats []presence.Beat, leaves []presence.Leave,
+) {
 	for range 4 {
 		var err error
 		if beats != nil {

@@ -124,7 +124,7 @@ func (q *queue) superseded(session string) []int {
 		if !it.follows(next) || it.leave && !meta {
 			break
 		}
-		if it.leave || (groups || it.beat.Groups == nil) && (meta || it.beat.Meta == nil) {
+		if (groups || it.beat.Groups == nil) && (meta || it.beat.Meta == nil) {
 			gone = append(gone, i)
 			continue
 		}

@@ -37,8 +37,10 @@ func items(t *testing.T, list string) []item {
 			session = "b"
 		}
 		second := number(parts[0][1:])
-		it := item{ticket: ticket.Add(1), leave: strings.EqualFold(parts[0][:1], "l"),
-			beat: presence.Beat{User: "u", Session: session, At: noon.Add(time.Duration(second) * time.Second)}}
+		it := item{
+			ticket: ticket.Add(1), leave: strings.EqualFold(parts[0][:1], "l"),
+			beat: presence.Beat{User: "u", Session: session, At: noon.Add(time.Duration(second) * time.Second)},
+		}
 		for _, p := range parts[1:] {
 			switch p[0] {
 			case 'g':

@@ -83,8 +83,10 @@ func New(next store, open func() (retryAfter time.Duration, open bool), cfg Conf
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = defaultBytes
 	}
-	return &Store{next: next, heartbeats: next.Heartbeats, leaves: next.Leaves, open: open, log: cfg.Log,
-		bell: make(chan struct{}, 1), room: newRoom(cfg.MaxSessions, cfg.MaxBytes)}
+	return &Store{
+		next: next, heartbeats: next.Heartbeats, leaves: next.Leaves, open: open, log: cfg.Log,
+		bell: make(chan struct{}, 1), room: newRoom(cfg.MaxSessions, cfg.MaxBytes),
+	}
 }
 
 // deferred is the answer to a beat that waits: its session will be online once it is written.
@@ -116,13 +118,16 @@ func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, erro
 }
 
 func away(retryAfter time.Duration) error {
-	return &presence.Error{Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
-		Message: "the state store is away for a moment: try again"}
+	return &presence.Error{
+		Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
+		Message: "the state store is away for a moment: try again",
+	}
 }
 
 // apply sends items on, or keeps them.
 func apply[In, Out any](ctx context.Context, s *Store, in []In, asItem func(In) item, user func(*In) string, kept Out,
-	send func(context.Context, []In) ([]Out, error)) ([]Out, error) {
+	send func(context.Context, []In) ([]Out, error),
+) ([]Out, error) {
 	ticket := s.tickets.Add(1)
 	retryAfter, open := s.open()
 	if !open && s.waiting.Load() == 0 {
@@ -167,9 +172,11 @@ func split[In any](s *Store, in []In, user func(*In) string, open bool) (behind,
 }
 
 // sendOrKeep sends items, and keeps them when that fails because the breaker has opened meanwhile. Nobody knows
-// then which were applied: an item that is applied twice is stale or changes nothing the second time.
+// then which were applied: an item that is applied twice is stale the second time, or renews what it has set. (Where
+// two sessions of a user set different groups, the one that is written again may win.)
 func sendOrKeep[In, Out any](ctx context.Context, s *Store, ticket uint64, in []In, asItem func(In) item, kept Out,
-	send func(context.Context, []In) ([]Out, error)) ([]Out, error) {
+	send func(context.Context, []In) ([]Out, error),
+) ([]Out, error) {
 	out, err := send(ctx, in)
 	if err == nil || presence.KindOf(err) != presence.Unavailable {
 		return out, err
@@ -201,8 +208,10 @@ func keep[In any](s *Store, ticket uint64, in []In, asItem func(In) item, retryA
 		it.ticket = ticket
 		if !s.room.add(it) {
 			s.stats.Refused += int64(len(in) - i)
-			err = &presence.Error{Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
-				Message: "the state store is away and too much waits for it: try again"}
+			err = &presence.Error{
+				Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
+				Message: "the state store is away and too much waits for it: try again",
+			}
 			break
 		}
 		s.stats.Deferred++

@@ -204,8 +204,10 @@ func TestOpenKeepsAndThenWrites(t *testing.T) {
 		r.run()
 		r.away.Store(true)
 		began := time.Now()
-		beat := presence.Beat{User: "u", Session: "s", TTL: new(time.Minute), Grace: time.Second, Groups: []string{"g"},
-			Meta: json.RawMessage(`{"a":1}`), Seq: new(int64(5)), At: began, Traceparent: "trace"}
+		beat := presence.Beat{
+			User: "u", Session: "s", TTL: new(time.Minute), Grace: time.Second, Groups: []string{"g"},
+			Meta: json.RawMessage(`{"a":1}`), Seq: new(int64(5)), At: began, Traceparent: "trace",
+		}
 		out, err := r.Heartbeats(t.Context(), []presence.Beat{beat, {User: "v", Session: "s", At: began}})
 		want := presence.BeatOutcome{Change: presence.ChangeDeferred, Status: presence.Online}
 		if err != nil || len(out) != 2 || out[0] != want || out[1] != want {
@@ -252,7 +254,8 @@ func TestOrderOfAUser(t *testing.T) {
 		r.beat("u", "a")
 		r.away.Store(false)
 		out, err := r.Heartbeats(t.Context(), []presence.Beat{
-			{User: "v", Session: "x", At: time.Now()}, {User: "u", Session: "b", At: time.Now()}, {User: "w", Session: "x", At: time.Now()}})
+			{User: "v", Session: "x", At: time.Now()}, {User: "u", Session: "b", At: time.Now()}, {User: "w", Session: "x", At: time.Now()},
+		})
 		if err != nil || out[0].Change != presence.ChangeRenewed || out[0].Epoch != 1 || out[1].Change != presence.ChangeDeferred || out[2].Epoch != 2 {
 			t.Fatalf("answers %+v, %v", out, err)
 		}
@@ -635,6 +638,7 @@ type nothing struct{}
 func (nothing) Heartbeats(context.Context, []presence.Beat) ([]presence.BeatOutcome, error) {
 	return nil, nil
 }
+
 func (nothing) Leaves(context.Context, []presence.Leave) ([]presence.LeaveOutcome, error) {
 	return nil, nil
 }

@@ -49,7 +49,9 @@ type bench struct {
 	journal []string // what happened to each event, in order
 	sent    []queue.Message
 	send    func() error // may fail, or panic
-	write   func() error
+	// crash says that Redis is killed: an acknowledgement whose answer was lost is made again, after the log.
+	crash bool
+	write func() error
 }
 
 func setup(t *testing.T) *bench {
@@ -137,7 +139,7 @@ func (b *bench) Write(ctx context.Context, updates []eventlog.Update) error {
 			return err
 		}
 	}
-	if waiting := b.waiting(ctx); waiting >= 0 && waiting < int64(len(updates)) {
+	if waiting := b.waiting(ctx); !b.crash && waiting >= 0 && waiting < int64(len(updates)) {
 		b.t.Errorf("%d events were logged when %d were left in the outbox: they were acknowledged before", len(updates), waiting)
 	}
 	for _, u := range updates {
@@ -607,9 +609,10 @@ func TestRedisGoesAway(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	b := setupOn(t, server, "uc:")
+	b.crash = true
 	l, _ := b.listen("one")
 	b.beat("ann", time.Second)
-	b.until("the online event is relayed", func() bool { return len(b.delivered()) == 1 })
+	b.until("the online event is relayed", func() bool { return len(b.delivered()) > 0 })
 	b.beat("bob", time.Hour)
 	b.until("the subscription stands", func() bool { return b.subscriptions.Load() > 0 })
 	subscriptions := b.subscriptions.Load()
@@ -622,8 +625,14 @@ func TestRedisGoesAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.until("the sweep works again", func() bool { return l.State().SweepError == "" })
-	b.until("ann is offline", func() bool {
-		return kinds(b.delivered(), "ann") == "user.online beat, user.offline expired" && kinds(b.delivered(), "bob") == "user.online beat"
+	b.until("ann is offline", func() bool { // an event whose acknowledgement was lost comes again
+		seen := map[string]bool{}
+		once := slices.DeleteFunc(b.delivered(), func(e presence.Event) bool {
+			again := seen[e.ID]
+			seen[e.ID] = true
+			return again
+		})
+		return kinds(once, "ann") == "user.online beat, user.offline expired" && kinds(once, "bob") == "user.online beat"
 	})
 	if b.log.count("the sweep could not read or claim") != 1 || b.log.count("the sweep works again") != 1 {
 		t.Errorf("an outage is one line at its begin and one at its end: %s", b.log)

@@ -94,8 +94,10 @@ func (s State) Lag(now time.Time) time.Duration {
 
 // NewListener returns a Listener; Run starts it.
 func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
-	l := &Listener{client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1), foreign: make(chan foreignKey, foreignWaiting),
-		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions())}
+	l := &Listener{
+		client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1), foreign: make(chan foreignKey, foreignWaiting),
+		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions()),
+	}
 	l.state.Notifications = redisstore.NotificationsUnknown
 	return l
 }

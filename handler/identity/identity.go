@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -81,7 +82,7 @@ func (i *Identity) Redis(ctx context.Context) (user, password string, err error)
 		if err != nil && left <= time.Minute {
 			problem, mend := Diagnose(err)
 			return "", "", fmt.Errorf("get an Entra token for Redis (%s): %s; %s. The identity also needs an access policy assignment on the database "+
-				"(az redisenterprise database access-policy-assignment create): %w", redisScope, problem, mend, err)
+				"(az redisenterprise database access-policy-assignment create): %w", redisScope, problem, mend, &wordsError{err})
 		}
 		if err == nil { // else the one at hand still serves for a while
 			i.redisToken = token
@@ -113,6 +114,33 @@ func ObjectID(token string) string {
 	oid, _ := claims["oid"].(string)
 	return oid
 }
+
+// said finds what Entra or the identity endpoint says for people, in the HTTP answers that the SDK puts in its errors.
+var (
+	said   = regexp.MustCompile(`"(?:error_description|message)"\s*:\s*"((?:[^"\\]|\\.)*)"`)
+	dashes = regexp.MustCompile(`-{8,}`)
+)
+
+// Words is the error of a credential in one line of at most 400 bytes: what Entra or the identity endpoint said, or
+// else the text of the SDK. It has no secret in it.
+func Words(err error) string {
+	const limit = 400
+	text := dashes.ReplaceAllString(err.Error(), " ")
+	if m := said.FindStringSubmatch(text); m != nil {
+		text = m[1]
+	}
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit-3], "") + "..."
+	}
+	return text
+}
+
+// wordsError is the error of a credential, with its words as text.
+type wordsError struct{ err error }
+
+func (e *wordsError) Error() string { return Words(e.err) }
+func (e *wordsError) Unwrap() error { return e.err }
 
 // Diagnose says why there is no token and what mends that, from the error of a credential: whose token it would have
 // been, in words for somebody who has to act. Both are one line without secrets.

@@ -132,3 +132,15 @@ func TestDiagnose(t *testing.T) {
 		})
 	}
 }
+
+func TestWords(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"ManagedIdentityCredential: no managed\n\tidentity found", "ManagedIdentityCredential: no managed identity found"},
+		{"POST https://x\n------------------\nRESPONSE 401\n----------------\n{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS7000222: of 'x' \\\"y\\\" are expired.\"\n}", `AADSTS7000222: of 'x' \"y\" are expired.`},
+		{"GET http://x\n----------\n" + strings.Repeat("é", 400), "GET http://x " + strings.Repeat("é", 192) + "..."},
+	} {
+		if got := Words(errors.New(c.text)); got != c.want {
+			t.Errorf("%q\nbecomes %q\nwant    %q", c.text, got, c.want)
+		}
+	}
+}

@@ -56,12 +56,21 @@ func TestKindOf(t *testing.T) {
 	}{
 		{"success", vegeta.Result{Code: 200, Body: []byte(`{"detail":"no error"}`)}, ""},
 		{"status", vegeta.Result{Code: 502, Error: "502 Bad Gateway", Body: []byte("<html>")}, "502 Bad Gateway"},
-		{"problem", vegeta.Result{Code: 503, Error: "503 Service Unavailable", Body: []byte(`{"detail":"read user load-17 from Redis"}`)},
-			"503 Service Unavailable: read user from Redis"},
-		{"transport", vegeta.Result{Error: `Get "http://127.0.0.1:7071/api/users/load-1": dial tcp 127.0.0.1:7071: connect: connection refused`},
-			"dial tcp connect: connection refused"},
-		{"connection", vegeta.Result{Error: `Post "http://127.0.0.1:7071/api/heartbeat": read tcp 127.0.0.1:40310->127.0.0.1:7071: read: connection reset by peer`},
-			"read tcp read: connection reset by peer"},
+		{
+			"problem",
+			vegeta.Result{Code: 503, Error: "503 Service Unavailable", Body: []byte(`{"detail":"read user load-17 from Redis"}`)},
+			"503 Service Unavailable: read user from Redis",
+		},
+		{
+			"transport",
+			vegeta.Result{Error: `Get "http://127.0.0.1:7071/api/users/load-1": dial tcp 127.0.0.1:7071: connect: connection refused`},
+			"dial tcp connect: connection refused",
+		},
+		{
+			"connection",
+			vegeta.Result{Error: `Post "http://127.0.0.1:7071/api/heartbeat": read tcp 127.0.0.1:40310->127.0.0.1:7071: read: connection reset by peer`},
+			"read tcp read: connection reset by peer",
+		},
 		{"long", vegeta.Result{Error: strings.Repeat("ä", 100)}, strings.Repeat("ä", 80)},
 	} {
 		t.Run(c.name, func(t *testing.T) {

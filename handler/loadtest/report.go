@@ -215,8 +215,10 @@ func (r *Report) details() ([]figure, error) {
 		{title: "Errors per second", unit: "1/s", lines: []line{{"errors", t.rate(run, failed), red}}},
 	}
 	if len(run.Clients) > 0 {
-		drawings = append(drawings, drawing{title: "Clients connected to Redis", unit: "clients",
-			lines: append(r.limit(t), line{"connected clients", t.clients(run), blue})})
+		drawings = append(drawings, drawing{
+			title: "Clients connected to Redis", unit: "clients",
+			lines: append(r.limit(t), line{"connected clients", t.clients(run), blue}),
+		})
 	}
 	return draw(t, drawings...)
 }

@@ -29,12 +29,10 @@ func run(design string, n, failed, clients int) *Result {
 
 // page is what a reader sees of a report.
 type seen struct {
-	tables  [][][]string
-	texts   []string
-	figures int
-	svgs    int
-	tags    map[string]int
-	values  []string // of all attributes
+	tables [][][]string
+	texts  []string
+	tags   map[string]int
+	values []string // of all attributes
 }
 
 func read(t *testing.T, report *Report) seen {

@@ -84,8 +84,10 @@ func serveTestHandler(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	dir, _ := os.Getwd()
-	c := call{Method: r.Method, URI: r.RequestURI, Host: r.Host, Header: r.Header, Encoding: r.TransferEncoding,
-		Length: r.ContentLength, Body: body, PID: os.Getpid(), Environ: os.Environ(), Dir: dir}
+	c := call{
+		Method: r.Method, URI: r.RequestURI, Host: r.Host, Header: r.Header, Encoding: r.TransferEncoding,
+		Length: r.ContentLength, Body: body, PID: os.Getpid(), Environ: os.Environ(), Dir: dir,
+	}
 	do := ask(c)
 	switch {
 	case do.Exit != nil:

@@ -128,6 +128,7 @@ func (m miniRedis) pid() int    { return 0 }
 func (m miniRedis) describe() string {
 	return m.url() + " (embedded miniredis: NOT persisted, sessions end with this host; with a redis-server on the PATH they are kept)"
 }
+
 func (m miniRedis) stop() {
 	close(m.ending)
 	<-m.ended
@@ -164,8 +165,10 @@ func startRedisServer(ctx context.Context, dir string, notifications bool, log *
 		return nil, err
 	}
 	s := &redisServer{path: path, dir: dir, port: port, log: log, onRestart: onRestart, ended: make(chan struct{})}
-	s.args = []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no",
-		"--dir", dir, "--logfile", "redis.log", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"}
+	s.args = []string{
+		"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no",
+		"--dir", dir, "--logfile", "redis.log", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec",
+	}
 	if notifications {
 		s.args = append(s.args, "--notify-keyspace-events", "Ex")
 	} else {

@@ -44,8 +44,12 @@ func TestMonitored(t *testing.T) {
 		useMonitor *bool
 		want       bool
 	}{
-		{"0 * * * * *", nil, true}, {"0 * * * * *", &no, false}, {"*/30 * * * * *", nil, false}, {"0,30 0 * * * *", nil, false},
-		{"00:01:00", nil, true}, {"00:00:59", nil, false},
+		{"0 * * * * *", nil, true},
+		{"0 * * * * *", &no, false},
+		{"*/30 * * * * *", nil, false},
+		{"0,30 0 * * * *", nil, false},
+		{"00:01:00", nil, true},
+		{"00:00:59", nil, false},
 	} {
 		s, err := parseSchedule(test.schedule)
 		if err != nil {

@@ -52,14 +52,20 @@ func created(int) int { return http.StatusCreated }
 func TestSendKeepsEverything(t *testing.T) {
 	t.Parallel()
 	s, all := serve(t, created)
-	m := queue.Message{ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
-		Properties: map[string]any{"user": "alice", "epoch": int64(1)<<53 + 1, "live": true}, Body: []byte{0, 255}}
+	m := queue.Message{
+		ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
+		Properties: map[string]any{"user": "alice", "epoch": int64(1)<<53 + 1, "live": true}, Body: []byte{0, 255},
+	}
 	if err := s.Send(t.Context(), "connectivity-events", []queue.Message{m, {ID: "2"}}); err != nil {
 		t.Fatal(err)
 	}
-	want := []sent{{Method: "POST", Path: "/local/queues/connectivity-events/messages", ContentType: "application/json", Size: (*all)[0].Size,
-		Messages: []message{{ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
-			Properties: map[string]any{"user": "alice", "epoch": float64(1<<53 + 1), "live": true}, Body: []byte{0, 255}}, {ID: "2"}}}}
+	want := []sent{{
+		Method: "POST", Path: "/local/queues/connectivity-events/messages", ContentType: "application/json", Size: (*all)[0].Size,
+		Messages: []message{{
+			ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
+			Properties: map[string]any{"user": "alice", "epoch": float64(1<<53 + 1), "live": true}, Body: []byte{0, 255},
+		}, {ID: "2"}},
+	}}
 	if diff := cmp.Diff(want, *all); diff != "" {
 		t.Errorf("requests differ:\n%s", diff)
 	}

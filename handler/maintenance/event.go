@@ -126,8 +126,10 @@ func (e Event) String() string {
 	if e.IsReplica {
 		replica = "True"
 	}
-	return strings.Join([]string{keyType, kind, keyStart, start, keyReplica, replica, keyAddress, address,
-		keySSLPort, port(e.SSLPort), keyNonSSLPort, port(e.NonSSLPort)}, "|")
+	return strings.Join([]string{
+		keyType, kind, keyStart, start, keyReplica, replica, keyAddress, address,
+		keySSLPort, port(e.SSLPort), keyNonSSLPort, port(e.NonSSLPort),
+	}, "|")
 }
 
 // The keys of a message: key|value|key|value...

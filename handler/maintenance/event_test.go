@@ -46,27 +46,41 @@ func TestParse(t *testing.T) {
 	}{
 		// What is known to be sent.
 		"starting without an address": {"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2021-03-02T23:26:57|IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001", starting},
-		"failover by its old name": {"NotificationType|NodeMaintenanceFailover|StartTimeInUTC||IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001",
-			Event{Type: FailoverComplete, RawType: "NodeMaintenanceFailover", SSLPort: 15001, NonSSLPort: 13001}},
-		"failover by its old name, of a replica": {"NotificationType|NodeMaintenanceFailover|StartTimeInUTC||IsReplica|True|IPAddress||SSLPort|15001|NonSSLPort|13001",
-			Event{Type: FailoverComplete, RawType: "NodeMaintenanceFailover", IsReplica: true, SSLPort: 15001, NonSSLPort: 13001}},
-		"failover by its new name": {"NotificationType|NodeMaintenanceFailoverComplete|StartTimeInUTC||IsReplica|False|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
-			Event{Type: FailoverComplete, RawType: string(FailoverComplete), Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001}},
-		"the documented starting": {"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2020-10-14T16:26:10|IsReplica|False|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
-			Event{Type: Starting, RawType: string(Starting), Start: at("2020-10-14T16:26:10Z"), Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001}},
-		"the documented ended": {"NotificationType|NodeMaintenanceEnded|StartTimeInUTC|2020-10-14T16:27:42|IsReplica|True|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
-			Event{Type: Ended, RawType: string(Ended), Start: at("2020-10-14T16:27:42Z"), IsReplica: true, Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001}},
+		"failover by its old name": {
+			"NotificationType|NodeMaintenanceFailover|StartTimeInUTC||IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001",
+			Event{Type: FailoverComplete, RawType: "NodeMaintenanceFailover", SSLPort: 15001, NonSSLPort: 13001},
+		},
+		"failover by its old name, of a replica": {
+			"NotificationType|NodeMaintenanceFailover|StartTimeInUTC||IsReplica|True|IPAddress||SSLPort|15001|NonSSLPort|13001",
+			Event{Type: FailoverComplete, RawType: "NodeMaintenanceFailover", IsReplica: true, SSLPort: 15001, NonSSLPort: 13001},
+		},
+		"failover by its new name": {
+			"NotificationType|NodeMaintenanceFailoverComplete|StartTimeInUTC||IsReplica|False|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
+			Event{Type: FailoverComplete, RawType: string(FailoverComplete), Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001},
+		},
+		"the documented starting": {
+			"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2020-10-14T16:26:10|IsReplica|False|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
+			Event{Type: Starting, RawType: string(Starting), Start: at("2020-10-14T16:26:10Z"), Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001},
+		},
+		"the documented ended": {
+			"NotificationType|NodeMaintenanceEnded|StartTimeInUTC|2020-10-14T16:27:42|IsReplica|True|IPAddress|52.158.249.185|SSLPort|15001|NonSSLPort|13001",
+			Event{Type: Ended, RawType: string(Ended), Start: at("2020-10-14T16:27:42Z"), IsReplica: true, Address: address("52.158.249.185"), SSLPort: 15001, NonSSLPort: 13001},
+		},
 		"scheduled":      {"NotificationType|NodeMaintenanceScheduled|StartTimeInUTC|2020-10-14T16:35:57", Event{Type: Scheduled, RawType: string(Scheduled), Start: at("2020-10-14T16:35:57Z")}},
 		"start":          {"NotificationType|NodeMaintenanceStart|StartTimeInUTC||IsReplica|False", Event{Type: Start, RawType: string(Start)}},
 		"scale complete": {"NotificationType|NodeMaintenanceScaleComplete", Event{Type: ScaleComplete, RawType: string(ScaleComplete)}},
-		"other spellings of the keys": {"NotificationType|NodeMaintenanceEnded|StartTimeUtc|2020-10-14T16:27:42|IsReplica|True|IpAddress|10.0.0.4",
-			Event{Type: Ended, RawType: string(Ended), Start: at("2020-10-14T16:27:42Z"), IsReplica: true, Address: address("10.0.0.4")}},
+		"other spellings of the keys": {
+			"NotificationType|NodeMaintenanceEnded|StartTimeUtc|2020-10-14T16:27:42|IsReplica|True|IpAddress|10.0.0.4",
+			Event{Type: Ended, RawType: string(Ended), Start: at("2020-10-14T16:27:42Z"), IsReplica: true, Address: address("10.0.0.4")},
+		},
 
 		// What may come damaged.
 		"bad values":                {"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2021-03-02T23:26:57|IsReplica|j|IPAddress||SSLPort|char|NonSSLPort|char", Event{Type: Starting, RawType: string(Starting), Start: starting.Start}},
 		"a junk pair in the middle": {"NotificationType|NodeMaintenanceStarting|somejunkkey|somejunkvalue|StartTimeInUTC|2021-03-02T23:26:57|IsReplica|False|IPAddress||SSLPort|15999|NonSSLPort|139991", Event{Type: Starting, RawType: string(Starting), Start: starting.Start, SSLPort: 15999}},
-		"a junk pair and an address": {"NotificationType|NodeMaintenanceStarting|somejunkkey|somejunkvalue|StartTimeInUTC|2021-03-02T23:26:57|IsReplica|False|IPAddress|127.0.0.1|SSLPort|15999|NonSSLPort|-5",
-			Event{Type: Starting, RawType: string(Starting), Start: starting.Start, Address: address("127.0.0.1"), SSLPort: 15999}},
+		"a junk pair and an address": {
+			"NotificationType|NodeMaintenanceStarting|somejunkkey|somejunkvalue|StartTimeInUTC|2021-03-02T23:26:57|IsReplica|False|IPAddress|127.0.0.1|SSLPort|15999|NonSSLPort|-5",
+			Event{Type: Starting, RawType: string(Starting), Start: starting.Start, Address: address("127.0.0.1"), SSLPort: 15999},
+		},
 		"a junk part, no pair":       {"NotificationType|NodeMaintenanceStarting|junk|StartTimeInUTC|2021-03-02T23:26:57|SSLPort|15001|NonSSLPort|13001", starting},
 		"a pipe too many":            {"NotificationType|NodeMaintenanceStarting||StartTimeInUTC|2021-03-02T23:26:57||SSLPort|15001|NonSSLPort|13001", starting},
 		"an empty type":              {"NotificationType||StartTimeInUTC|2021-03-02T23:26:57|IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001", Event{Start: starting.Start, SSLPort: 15001, NonSSLPort: 13001}},
@@ -76,10 +90,14 @@ func TestParse(t *testing.T) {
 		"a stray leading pipe":       {"|NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2021-03-02T23:26:57|SSLPort|15001|NonSSLPort|13001", starting},
 		"an odd trailing part":       {"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2021-03-02T23:26:57|SSLPort|15001|NonSSLPort|13001|IPAddress", starting},
 		"an odd trailing junk part":  {"NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2021-03-02T23:26:57|SSLPort|15001|NonSSLPort|13001|junk", starting},
-		"another case, and blanks": {" notificationtype | NODEMAINTENANCESTARTING |starttimeinutc| 2021-03-02T23:26:57\t|SSLPORT|15001 |nonsslport|\r\n13001\n",
-			Event{Type: Starting, RawType: "NODEMAINTENANCESTARTING", Start: starting.Start, SSLPort: 15001, NonSSLPort: 13001}},
-		"duplicates: the last": {"NotificationType|NodeMaintenanceStart|NotificationType|NodeMaintenanceEnded|SSLPort|1|SSLPort|2|IsReplica|True|IsReplica|False",
-			Event{Type: Ended, RawType: string(Ended), SSLPort: 2}},
+		"another case, and blanks": {
+			" notificationtype | NODEMAINTENANCESTARTING |starttimeinutc| 2021-03-02T23:26:57\t|SSLPORT|15001 |nonsslport|\r\n13001\n",
+			Event{Type: Starting, RawType: "NODEMAINTENANCESTARTING", Start: starting.Start, SSLPort: 15001, NonSSLPort: 13001},
+		},
+		"duplicates: the last": {
+			"NotificationType|NodeMaintenanceStart|NotificationType|NodeMaintenanceEnded|SSLPort|1|SSLPort|2|IsReplica|True|IsReplica|False",
+			Event{Type: Ended, RawType: string(Ended), SSLPort: 2},
+		},
 		"duplicates: the last readable":        {"NotificationType|NodeMaintenanceEnded|NotificationType||SSLPort|1|SSLPort|x|IPAddress|::1|IPAddress|?", Event{Type: Ended, RawType: string(Ended), SSLPort: 1, Address: address("::1")}},
 		"duplicates: a type that is not known": {"NotificationType|NodeMaintenanceStart|NotificationType|Nonsense", named("Nonsense")},
 		"nothing":                              {"", Event{}},
@@ -171,7 +189,10 @@ func TestLag(t *testing.T) {
 		start time.Time
 		want  time.Duration
 	}{
-		{time.Time{}, 0}, {received, 0}, {received.Add(time.Second), 0}, {received.Add(-1500 * time.Millisecond), 1500 * time.Millisecond},
+		{time.Time{}, 0},
+		{received, 0},
+		{received.Add(time.Second), 0},
+		{received.Add(-1500 * time.Millisecond), 1500 * time.Millisecond},
 		{time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC), 1<<63 - 1},
 	} {
 		if got := (Event{Start: tt.start, Received: received}).Lag(); got != tt.want {

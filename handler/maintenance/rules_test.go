@@ -338,6 +338,39 @@ func TestClosing(t *testing.T) {
 			w.pass(time.Millisecond)
 			w.is(false, 0)
 		},
+		"a PING that was sent before does not count": func(w *world) {
+			w.notify(Event{Type: Start})
+			sent := w.now
+			w.pass(10 * time.Millisecond)
+			w.notify(Event{Type: Ended})
+			w.rules.pinged(w.now, sent, true)
+			w.settle()
+			w.is(true, anyTime)
+			w.rules.pinged(w.now, w.now, true)
+			w.settle()
+			w.is(false, 0)
+		},
+		"connections that are lost again and again": func(w *world) {
+			w.notify(Event{Type: Start})
+			w.pass(time.Second)
+			for range 10 {
+				w.lose()
+				w.pass(30 * time.Millisecond)
+			}
+			w.is(false, anyTime)
+		},
+		"an end that is announced again and again": func(w *world) {
+			w.notify(Event{Type: Start})
+			w.pass(1050 * time.Millisecond)
+			for range 10 {
+				w.notify(Event{Type: Ended})
+				w.now = w.in(10 * time.Millisecond)
+				w.notify(Event{Type: Ended})
+				w.rules.pinged(w.now, w.in(-time.Millisecond), true) // sent between two of them
+				w.settle()
+			}
+			w.is(false, anyTime)
+		},
 		"10 s after the start without a lost connection": func(w *world) {
 			w.notify(Event{Type: Starting, Start: w.in(time.Minute)})
 			w.pass(time.Minute + hold - time.Millisecond)

@@ -79,8 +79,10 @@ func TestEventIDsDiffer(t *testing.T) {
 func TestPartitionKeyOf(t *testing.T) {
 	t.Parallel()
 	good := presence.EventID("a", "b", presence.UserOnline, 1)
-	for _, id := range []string{"", "-", good + "A", good[1:], strings.ToLower(good), good[:13] + good[14:], good[:13] + "--" + good[15:],
-		"0" + good[1:], good[:14] + "1" + good[15:], good + ":r1", " " + good, good[:29] + "="} {
+	for _, id := range []string{
+		"", "-", good + "A", good[1:], strings.ToLower(good), good[:13] + good[14:], good[:13] + "--" + good[15:],
+		"0" + good[1:], good[:14] + "1" + good[15:], good + ":r1", " " + good, good[:29] + "=",
+	} {
 		if pk, ok := presence.PartitionKeyOf(id); ok || pk != "" {
 			t.Errorf("%q was taken for an event id, with the partition key %q", id, pk)
 		}

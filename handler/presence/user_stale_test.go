@@ -44,8 +44,10 @@ func TestUsersWithoutTheLiveState(t *testing.T) {
 	t.Parallel()
 	seen := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
 	archive := records{
-		"alice": {ID: "alice", Status: presence.Online, Epoch: 7, Since: seen, LastSeen: seen, Groups: []string{"g"},
-			Sessions: []presence.Session{{ID: "default", StartEpoch: 7}}},
+		"alice": {
+			ID: "alice", Status: presence.Online, Epoch: 7, Since: seen, LastSeen: seen, Groups: []string{"g"},
+			Sessions: []presence.Session{{ID: "default", StartEpoch: 7}},
+		},
 		"bob": {ID: "bob", Status: presence.Offline, Epoch: 3, LastSeen: seen},
 	}
 	down := &presence.Error{Kind: presence.Unavailable, Message: "down", RetryAfter: 7 * time.Second}

@@ -112,8 +112,11 @@ func TestBeatsAreChecked(t *testing.T) {
 		{"meta_array", presence.Beat{Meta: json.RawMessage(" []")}, []string{"/meta"}},
 		{"meta_not_json", presence.Beat{Meta: json.RawMessage("{")}, []string{"/meta"}},
 		{"meta_empty", presence.Beat{Meta: json.RawMessage("")}, []string{"/meta"}},
-		{"all", presence.Beat{Session: "-none-", TTL: seconds(0), Grace: -1, Seq: number(-1), Groups: groups(17), Meta: json.RawMessage("7")},
-			[]string{"/session", "/ttlSeconds", "/graceSeconds", "/groups", "/seq", "/meta"}},
+		{
+			"all",
+			presence.Beat{Session: "-none-", TTL: seconds(0), Grace: -1, Seq: number(-1), Groups: groups(17), Meta: json.RawMessage("7")},
+			[]string{"/session", "/ttlSeconds", "/graceSeconds", "/groups", "/seq", "/meta"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

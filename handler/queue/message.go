@@ -31,8 +31,10 @@ func Rejected(id string, body []byte, reason error) Message {
 	if len(text) > maxReason {
 		text = text[:maxReason]
 	}
-	return Message{ID: id, Subject: "rejected", ContentType: "text/plain; charset=utf-8", Body: body,
-		Properties: map[string]any{"reason": text}}
+	return Message{
+		ID: id, Subject: "rejected", ContentType: "text/plain; charset=utf-8", Body: body,
+		Properties: map[string]any{"reason": text},
+	}
 }
 
 // maxReason bounds the reason of a rejected item, in bytes.

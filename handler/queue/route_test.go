@@ -50,14 +50,36 @@ func TestParseRoutes(t *testing.T) {
 func TestRouteOfAKey(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ routes, key, want string }{
-		{"", "a", ""}, {"", "", ""},
-		{"a=q", "a", "q"}, {"a=q", "b", ""}, {"a=q", "aa", ""}, {"a=q", "", ""}, {"a=q", "A", ""},
-		{"*=q", "", "q"}, {"*=q", "a\nb", "q"}, {"**=q", "abc", "q"},
-		{"?=q", "", ""}, {"?=q", "a", "q"}, {"?=q", "é", "q"}, {"?=q", "ab", ""}, {"??=q", "é", ""},
-		{"a*=q", "a", "q"}, {"a*=q", "abc", "q"}, {"a*=q", "ba", ""},
-		{"*a=q", "bab", ""}, {"*a=q", "baba", "q"}, {"a*b*c=q", "a1b2b3c", "q"}, {"a*b*c=q", "acb", ""}, {"*a?=q", "aab", "q"},
-		{"a=b=q", "a=b", "q"}, {"[ab]=q", "a", ""}, {"[ab]=q", "[ab]", "q"}, {`\*=q`, `\x`, "q"},
-		{"a*=one;*=two", "ab", "one"}, {"a*=one;*=two", "b", "two"}, {"*=two;a*=one", "ab", "two"},
+		{"", "a", ""},
+		{"", "", ""},
+		{"a=q", "a", "q"},
+		{"a=q", "b", ""},
+		{"a=q", "aa", ""},
+		{"a=q", "", ""},
+		{"a=q", "A", ""},
+		{"*=q", "", "q"},
+		{"*=q", "a\nb", "q"},
+		{"**=q", "abc", "q"},
+		{"?=q", "", ""},
+		{"?=q", "a", "q"},
+		{"?=q", "é", "q"},
+		{"?=q", "ab", ""},
+		{"??=q", "é", ""},
+		{"a*=q", "a", "q"},
+		{"a*=q", "abc", "q"},
+		{"a*=q", "ba", ""},
+		{"*a=q", "bab", ""},
+		{"*a=q", "baba", "q"},
+		{"a*b*c=q", "a1b2b3c", "q"},
+		{"a*b*c=q", "acb", ""},
+		{"*a?=q", "aab", "q"},
+		{"a=b=q", "a=b", "q"},
+		{"[ab]=q", "a", ""},
+		{"[ab]=q", "[ab]", "q"},
+		{`\*=q`, `\x`, "q"},
+		{"a*=one;*=two", "ab", "one"},
+		{"a*=one;*=two", "b", "two"},
+		{"*=two;a*=one", "ab", "two"},
 	} {
 		got, ok := Routes(tt.routes).Queue(tt.key)
 		if got != tt.want || ok != (tt.want != "") {
@@ -123,8 +145,10 @@ func FuzzRoutes(f *testing.F) {
 func expiry(key string) presence.Event {
 	at := time.UnixMilli(1795238400123).UTC()
 	id := presence.KeyEventID(key, at.UnixMilli(), 7)
-	return presence.Event{ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
-		DetectedAt: at, Life: "L", Traceparent: presence.TraceparentOf(id)}
+	return presence.Event{
+		ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
+		DetectedAt: at, Life: "L", Traceparent: presence.TraceparentOf(id),
+	}
 }
 
 // TestMessageOfAnExpiredKey: the key takes the place of user and session, and our own worker does not know the type.

@@ -1,6 +1,10 @@
 package redisstore
 
-import "userconnectivity/handler/presence"
+import (
+	"time"
+
+	"userconnectivity/handler/presence"
+)
 
 // ScriptCall is one call of a script with everything that it takes, so that any client of Redis can make it.
 // cmd/bench measures the store against clients that do no more than that.
@@ -58,6 +62,6 @@ func (s *Store) scriptCall(text string, beats []presence.Beat, argsPerBeat int) 
 
 func (s *Store) prepared(b *presence.Beat) *beatItem {
 	it := &beatItem{beat: *b}
-	it.prepare(s)
+	it.prepare(s, time.Now())
 	return it
 }

@@ -24,21 +24,25 @@ func (b Budget) Fits() bool { return b.Limit > 0 && b.Used()*100 <= b.Limit*warn
 
 // Warnings says what is tight, and the cure.
 func (b Budget) Warnings() []string {
-	if b.Limit == 0 {
+	if b.Limit <= 0 || b.Used() <= 0 {
 		return nil
+	}
+	cure := "choose a larger tier"
+	if fit := b.Limit * warnShare / 100 / b.PerProcess; fit > 0 {
+		cure = fmt.Sprintf("lower MAX_INSTANCES so that there are at most %d, or %s", fit, cure)
 	}
 	var warnings []string
 	switch {
 	case b.Used() > b.Limit:
-		warnings = append(warnings, fmt.Sprintf("%d instances with %d connections each need %d, and Redis allows %d: lower MAX_INSTANCES to %d, or choose a larger tier",
-			b.Instances, b.PerProcess, b.Used(), b.Limit, b.Limit*warnShare/100/b.PerProcess))
+		warnings = append(warnings, fmt.Sprintf("%d instances with %d connections each need %d, and Redis allows %d: %s",
+			b.Instances, b.PerProcess, b.Used(), b.Limit, cure))
 	case !b.Fits():
-		warnings = append(warnings, fmt.Sprintf("%d instances with %d connections each use %d of the %d that Redis allows, which is above %d %%: lower MAX_INSTANCES, or choose a larger tier",
-			b.Instances, b.PerProcess, b.Used(), b.Limit, warnShare))
+		warnings = append(warnings, fmt.Sprintf("%d instances with %d connections each use %d of the %d that Redis allows, which is above %d %%: %s",
+			b.Instances, b.PerProcess, b.Used(), b.Limit, warnShare, cure))
 	}
 	if 2*b.Used() > b.Limit && b.Used() <= b.Limit {
-		warnings = append(warnings, fmt.Sprintf("a rolling deploy has twice the processes for a while and would need %d of %d connections: deploy with fewer instances running",
-			2*b.Used(), b.Limit))
+		warnings = append(warnings, fmt.Sprintf("a rolling deploy has twice the processes for a while and would need %d of %d connections: deploy with at most %d instances running",
+			2*b.Used(), b.Limit, b.Limit/2/b.PerProcess))
 	}
 	return warnings
 }

@@ -1,9 +1,12 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // Due is what a look at one partition's deadline index found.
@@ -22,37 +25,50 @@ type Due struct {
 // Full reports whether more may be due than was returned.
 func (d Due) Full() bool { return len(d.Members) == maxItems }
 
-// Due looks at the partitions' deadline indexes in one round trip. It changes nothing.
+// Due looks at the partitions' deadline indexes in one round trip. It changes nothing. With an error it returns what it
+// found in the partitions that did answer.
 func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
 	calls := make([]*call, len(partitions))
 	for n, p := range partitions {
 		calls[n] = s.newCall(dueScript, p, 0, 1)
 		calls[n].args = append(calls[n].args, maxItems)
 	}
-	if err := s.run(ctx, calls...); err != nil {
-		return nil, err
-	}
-	found := make([]Due, len(partitions))
+	fault := s.run(ctx, calls...)
+	found := make([]Due, 0, len(partitions))
 	for n, p := range partitions {
-		reply, err := calls[n].cmd.Slice()
-		if err != nil || len(reply) < 3 {
-			return nil, fmt.Errorf("read what is due in partition %d: %d parts, %w", p, len(reply), err)
+		if calls[n].err != nil {
+			continue
 		}
-		outbox, ok := reply[2].(int64)
-		rest, ok2 := stringsOf(append(reply[:2:2], reply[3:]...))
-		if !ok || !ok2 {
-			return nil, fmt.Errorf("read what is due in partition %d: unexpected reply %v", p, reply)
+		d, err := dueOf(p, calls[n].cmd)
+		if err != nil {
+			fault = cmp.Or(fault, fmt.Errorf("read what is due in partition %d: %w", p, err))
+			continue
 		}
-		d := Due{Partition: p, Outbox: outbox, Members: rest[2:]}
-		if d.Now, err = millis(rest[0]); err != nil {
-			return nil, err
-		}
-		if d.Next, err = millis(rest[1]); err != nil {
-			return nil, err
-		}
-		found[n] = d
+		found = append(found, d)
 	}
-	return found, nil
+	return found, fault
+}
+
+// dueOf reads the answer of lua/due.lua.
+func dueOf(p int, cmd *redis.Cmd) (d Due, err error) {
+	reply, err := cmd.Slice()
+	if err != nil {
+		return d, err
+	}
+	if len(reply) < 3 {
+		return d, fmt.Errorf("unexpected reply %v", reply)
+	}
+	outbox, ok := reply[2].(int64)
+	rest, ok2 := stringsOf(append(reply[:2:2], reply[3:]...))
+	if !ok || !ok2 {
+		return d, fmt.Errorf("unexpected reply %v", reply)
+	}
+	d = Due{Partition: p, Outbox: outbox, Members: rest[2:]}
+	if d.Now, err = millis(rest[0]); err != nil {
+		return d, err
+	}
+	d.Next, err = millis(rest[1])
+	return d, err
 }
 
 // Claims counts what a sweep did.
@@ -66,7 +82,8 @@ type Claims struct {
 }
 
 // Claim ends the sessions that Due found, unless they were renewed meanwhile: each with one event in the
-// outbox, written by the same script (design D3). Two sweepers may claim the same: one wins.
+// outbox, written by the same script (design D3). Two sweepers may claim the same: one wins. With an error it returns
+// what it claimed in the partitions that did answer.
 func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	var calls []*call
 	for _, d := range due {
@@ -90,13 +107,12 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	if len(calls) == 0 {
 		return claims, nil
 	}
-	if err := s.run(ctx, calls...); err != nil {
-		return claims, err
-	}
+	fault := s.run(ctx, calls...)
 	for _, c := range calls {
 		replies, err := c.replies((len(c.keys) - 4) / 2)
 		if err != nil {
-			return claims, fmt.Errorf("read the claims: %w", err)
+			fault = cmp.Or(fault, fmt.Errorf("read the claims: %w", err))
+			continue
 		}
 		for _, r := range replies {
 			switch late, _ := r.(int64); {
@@ -109,7 +125,7 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 			}
 		}
 	}
-	return claims, nil
+	return claims, fault
 }
 
 func stringsOf(replies []any) ([]string, bool) {

@@ -56,6 +56,7 @@ type Client struct {
 	circuit      Circuit
 	replaceAfter time.Duration
 	quiet        time.Duration
+	rescan       time.Duration
 
 	// open ends with Close.
 	open       context.Context //nolint:containedctx // the attempts to connect outlive the requests that begin them
@@ -95,7 +96,7 @@ func NewClient(e Endpoint, name string, circuit Circuit) *Client {
 	if circuit == nil {
 		circuit = noCircuit{}
 	}
-	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter, quiet: quiet}
+	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter, quiet: quiet, rescan: rescan}
 	c.open, c.end = context.WithCancel(context.Background())
 	return c
 }
@@ -111,8 +112,10 @@ func clientNameRune(r rune) rune {
 // ready fails at once while the circuit is open.
 func (c *Client) ready() error {
 	if wait, open := c.circuit.Open(); open {
-		return &presence.Error{Kind: presence.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
-			RetryAfter: max(wait, time.Second), Err: errCircuitOpen}
+		return &presence.Error{
+			Kind: presence.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
+			RetryAfter: max(wait, time.Second), Err: errCircuitOpen,
+		}
 	}
 	return nil
 }
@@ -192,6 +195,7 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 	}
 	var slots []redis.ClusterSlot
 	if err == nil {
+		//lint:ignore SA1019 CLUSTER SHARDS needs Redis 7, and 6.2 is supported
 		slots, err = client.ClusterSlots(ctx).Result()
 	}
 	_ = client.Close() // it was only to ask
@@ -256,7 +260,7 @@ func seeds(endpoint string, slots []redis.ClusterSlot) []string {
 }
 
 // clusterRedirects is how often a command follows MOVED and ASK while slots move.
-const clusterRedirects = 3
+const clusterRedirects = 2
 
 // inspect asks the server what it is.
 func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, error) {

@@ -45,8 +45,10 @@ func (e Endpoint) options() (*redis.Options, error) {
 	if err != nil {
 		host, port = e.Host, managedRedisPort
 	}
-	return e.withCredentials(&redis.Options{Addr: net.JoinHostPort(host, port), Password: e.AccessKey,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}}), nil
+	return e.withCredentials(&redis.Options{
+		Addr: net.JoinHostPort(host, port), Password: e.AccessKey,
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host},
+	}), nil
 }
 
 func (e Endpoint) withCredentials(opt *redis.Options) *redis.Options {

@@ -38,22 +38,34 @@ func TestBadEndpoints(t *testing.T) {
 		"a bad escape":      {url("redis://:" + secret + "@%zz"), []string{"REDIS_URL cannot be read"}},
 		"unknown host":      {url("redis://:" + secret + "@no-such-host.invalid"), []string{"REDIS_URL names a host that cannot be found"}},
 		"port closed":       {url("redis://:" + secret + "@127.0.0.1:1"), []string{"nothing listens", "REDIS_URL"}},
-		"wrong password": {func(t *testing.T) Endpoint { return protected(t, "redis://:no-"+secret+"@%s") },
-			[]string{"redis refuses the user or password in REDIS_URL", "percent-encode"}},
-		"unknown user": {func(t *testing.T) Endpoint { return protected(t, "redis://nobody:"+secret+"@%s") },
-			[]string{"redis refuses the user or password in REDIS_URL"}},
-		"no password": {func(t *testing.T) Endpoint { return protected(t, "redis://%s") },
-			[]string{"redis wants a password", "REDIS_URL has none", "redis://:password@host"}},
-		"a password in the user's place": {func(t *testing.T) Endpoint { return protected(t, "redis://"+secret+"@%s") },
-			[]string{"redis wants a password", "redis://:password@host"}},
+		"wrong password": {
+			func(t *testing.T) Endpoint { return protected(t, "redis://:no-"+secret+"@%s") },
+			[]string{"redis refuses the user or password in REDIS_URL", "percent-encode"},
+		},
+		"unknown user": {
+			func(t *testing.T) Endpoint { return protected(t, "redis://nobody:"+secret+"@%s") },
+			[]string{"redis refuses the user or password in REDIS_URL"},
+		},
+		"no password": {
+			func(t *testing.T) Endpoint { return protected(t, "redis://%s") },
+			[]string{"redis wants a password", "REDIS_URL has none", "redis://:password@host"},
+		},
+		"a password in the user's place": {
+			func(t *testing.T) Endpoint { return protected(t, "redis://"+secret+"@%s") },
+			[]string{"redis wants a password", "redis://:password@host"},
+		},
 		"a read-only replica": {func(t *testing.T) Endpoint {
 			host, port, _ := net.SplitHostPort(testkit.Start(t).Addr)
 			return Endpoint{URL: testkit.Start(t, "--replicaof", host+" "+port).URL()}
 		}, []string{"REDIS_URL names a read-only replica", "name the primary"}},
-		"a database that is not there": {func(t *testing.T) Endpoint { return Endpoint{URL: "redis://" + testkit.Start(t).Addr + "/99"} },
-			[]string{"REDIS_URL names a database that this Redis does not have"}},
-		"an old Redis": {func(t *testing.T) Endpoint { return Endpoint{URL: "redis://" + oldRedis(t)} },
-			[]string{"the Redis at REDIS_URL has version 5.0.0", "6.2 or newer"}},
+		"a database that is not there": {
+			func(t *testing.T) Endpoint { return Endpoint{URL: "redis://" + testkit.Start(t).Addr + "/99"} },
+			[]string{"REDIS_URL names a database that this Redis does not have"},
+		},
+		"an old Redis": {
+			func(t *testing.T) Endpoint { return Endpoint{URL: "redis://" + oldRedis(t)} },
+			[]string{"the Redis at REDIS_URL has version 5.0.0", "6.2 or newer"},
+		},
 		"a user who may not run scripts": {func(t *testing.T) Endpoint {
 			server := testkit.Start(t)
 			if err := rawClient(t, server).Do(t.Context(), "acl", "setuser", "app", "on", ">"+secret, "~*", "&*", "+@all", "-@scripting").Err(); err != nil {
@@ -66,8 +78,10 @@ func TestBadEndpoints(t *testing.T) {
 			t.Cleanup(func() { close(g.open) })
 			return Endpoint{URL: "redis://:" + secret + "@" + g.listener.Addr().String()}
 		}, []string{"redis at REDIS_URL does not answer in time", "firewall"}},
-		"a server that reads its data": {func(t *testing.T) Endpoint { return Endpoint{URL: loadingRedis(t).URL()} },
-			[]string{"redis is reading its data from disk"}},
+		"a server that reads its data": {
+			func(t *testing.T) Endpoint { return Endpoint{URL: loadingRedis(t).URL()} },
+			[]string{"redis is reading its data from disk"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

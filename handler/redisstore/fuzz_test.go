@@ -58,12 +58,18 @@ func formatRecord(u presence.User) string {
 // FuzzUnpack: no outbox entry makes the reader panic, and what it reads it reads again from its own words.
 func FuzzUnpack(f *testing.F) {
 	for _, lines := range [][]string{
-		{"1", "user.online", "alice", "default", "1700000000123", "beat", "1700000000123", "", "1700000000123", "1700000000120", "LIFE", "0", "1",
-			"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "g1 g|2~", "default,1700000000123,45,0", `{"a":[1,"b, c"]}`},
-		{"1", "session.started", "alice", "tab:~1=+-|@._", "1700000000124", "beat", "1700000000123", "", "1700000000124", "1700000000124", "LIFE", "0", "2",
-			"", "g1", "default,1700000000123,45,0 tab:~1=+-|@._,1700000000124,3600,600", ""},
-		{"1", "session.ended", "alice", "default", "1700000045123", "expired", "1700000000123", "1700000045123", "1700000045123", "1700000000124", "LIFE", "0", "3",
-			"", "", "tab:~1=+-|@._,1700000000124,3600,600", "{}"},
+		{
+			"1", "user.online", "alice", "default", "1700000000123", "beat", "1700000000123", "", "1700000000123", "1700000000120", "LIFE", "0", "1",
+			"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "g1 g|2~", "default,1700000000123,45,0", `{"a":[1,"b, c"]}`,
+		},
+		{
+			"1", "session.started", "alice", "tab:~1=+-|@._", "1700000000124", "beat", "1700000000123", "", "1700000000124", "1700000000124", "LIFE", "0", "2",
+			"", "g1", "default,1700000000123,45,0 tab:~1=+-|@._,1700000000124,3600,600", "",
+		},
+		{
+			"1", "session.ended", "alice", "default", "1700000045123", "expired", "1700000000123", "1700000045123", "1700000045123", "1700000000124", "LIFE", "0", "3",
+			"", "", "tab:~1=+-|@._,1700000000124,3600,600", "{}",
+		},
 		{"1", "user.offline", "alice", "a", "1700000045124", "left", "1700000000124", "", "1700000045123", "1700000045123", "LIFE", "1", "4", "", "", "", ""},
 		{"1", "user.offline", "alice", "a", "x", "left", "1", "", "1", "1", "LIFE", "1", "4", "", "", "a,b", "{"},
 		{"2"},
@@ -112,7 +118,9 @@ func pack(entry Entry, basis string) string {
 	for _, s := range e.Sessions {
 		sessions = append(sessions, fmt.Sprintf("%s,%d,%d,%d", s.Session, s.StartEpoch, s.TTLSeconds, s.GraceSeconds))
 	}
-	return strings.Join([]string{"1", string(e.Type), e.User, e.Session, strconv.FormatInt(e.Epoch, 10), string(e.Reason), basis,
+	return strings.Join([]string{
+		"1", string(e.Type), e.User, e.Session, strconv.FormatInt(e.Epoch, 10), string(e.Reason), basis,
 		ms(e.Deadline), ms(e.DetectedAt), ms(e.LastSeen), e.Life, strconv.FormatInt(e.Generation, 10), strconv.FormatInt(entry.N, 10),
-		e.Traceparent, strings.Join(e.Groups, " "), strings.Join(sessions, " "), string(e.Meta)}, "\n")
+		e.Traceparent, strings.Join(e.Groups, " "), strings.Join(sessions, " "), string(e.Meta),
+	}, "\n")
 }

@@ -51,19 +51,27 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		pointers[i] = &items[i]
 	}
 	for from := 0; from < len(items); from += bulkSlice {
+		slice := pointers[from:min(from+bulkSlice, len(items))]
 		if err := s.bulk(ctx, func() error {
-			return s.applyBeats(ctx, pointers[from:min(from+bulkSlice, len(items))])
+			s.applyBeats(ctx, slice)
+			return firstErr(slice)
 		}); err != nil {
 			return nil, err
 		}
 	}
 	for i := range items {
-		if items[i].err != nil {
-			return nil, items[i].err
-		}
 		outcomes[i] = items[i].outcome
 	}
 	return outcomes, nil
+}
+
+func firstErr(items []*beatItem) error {
+	for _, it := range items {
+		if it.err != nil {
+			return it.err
+		}
+	}
+	return nil
 }
 
 // heartbeat applies one beat by way of the lane.
@@ -101,7 +109,10 @@ func (s *Store) flushBeats(items []*beatItem) {
 		}
 		live = append(live, it)
 	}
-	if err := guarded(func() error { return s.applyBeats(ctx, live) }); err != nil {
+	if err := guarded(func() error {
+		s.applyBeats(ctx, live)
+		return nil
+	}); err != nil {
 		for _, it := range live {
 			it.err = err
 		}
@@ -112,11 +123,12 @@ func (s *Store) flushBeats(items []*beatItem) {
 }
 
 // applyBeats applies the beats of the items, in order for each user: first renew.lua, which does the usual
-// case, then heartbeat.lua for what is left. When it returns an error, any of the beats may have been applied.
-func (s *Store) applyBeats(ctx context.Context, items []*beatItem) error {
+// case, then heartbeat.lua for what is left. A beat with an error may have been applied.
+func (s *Store) applyBeats(ctx context.Context, items []*beatItem) {
+	now := time.Now()        // one for all, so that beats of one instant have one age
 	var full map[string]bool // users of whom a beat says more than that they live: no later one may overtake it
 	for _, it := range items {
-		it.prepare(s)
+		it.prepare(s, now)
 		if it.groups != keepGroups || it.meta != "" {
 			if full == nil {
 				full = map[string]bool{}
@@ -128,10 +140,13 @@ func (s *Store) applyBeats(ctx context.Context, items []*beatItem) error {
 	if len(full) > 0 {
 		plain = only(items, func(it *beatItem) bool { return !full[it.userKey] })
 	}
-	if err := s.renew(ctx, plain); err != nil {
-		return err
-	}
-	return s.beat(ctx, only(items, func(it *beatItem) bool { return !it.renewed }))
+	failed := s.renew(ctx, plain)
+	s.beat(ctx, only(items, func(it *beatItem) bool {
+		if !it.renewed && it.err == nil {
+			it.err = failed[it.partition]
+		}
+		return !it.renewed && it.err == nil
+	}))
 }
 
 // only returns the items that are wanted.
@@ -145,7 +160,7 @@ func only(items []*beatItem, wanted func(*beatItem) bool) (some []*beatItem) {
 }
 
 // prepare makes the script's arguments from the beat.
-func (it *beatItem) prepare(s *Store) {
+func (it *beatItem) prepare(s *Store, now time.Time) {
 	b := &it.beat
 	it.partition = s.keys.partition(b.User)
 	it.userKey = s.keys.user(it.partition, b.User)
@@ -161,13 +176,13 @@ func (it *beatItem) prepare(s *Store) {
 	if it.graceSeconds != 0 {
 		it.grace = strconv.FormatInt(it.graceSeconds, 10)
 	}
-	it.age = s.age(b.At)
+	it.age = s.age(now, b.At)
 	it.left = (it.ttlSeconds+it.graceSeconds)*1000 - it.age
 	it.seq, it.groups, it.meta = seqArg(b.Seq), groupsArg(b.Groups), string(b.Meta)
 }
 
-// renew runs renew.lua and marks the items that it did.
-func (s *Store) renew(ctx context.Context, items []*beatItem) error {
+// renew runs renew.lua and marks the items that it did. It returns the partitions where it failed, with the fault.
+func (s *Store) renew(ctx context.Context, items []*beatItem) (failed map[int]error) {
 	chunks := chunksOf(items, func(it *beatItem) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
@@ -178,61 +193,56 @@ func (s *Store) renew(ctx context.Context, items []*beatItem) error {
 		}
 		calls[n] = c
 	}
-	if err := s.run(ctx, calls...); err != nil {
-		return err
-	}
+	_ = s.run(ctx, calls...) // each call has its own error
 	for n, ch := range chunks {
 		replies, err := calls[n].replies(len(ch.items))
 		if err != nil {
-			return fmt.Errorf("read the reply to %d renewals: %w", len(ch.items), err)
+			if failed == nil {
+				failed = map[int]error{}
+			}
+			failed[ch.partition] = fmt.Errorf("renew %d sessions: %w", len(ch.items), err)
+			continue
 		}
 		for k, it := range ch.items {
-			text, _ := replies[k].(string)
-			if text == "" {
-				continue
+			if text, _ := replies[k].(string); text != "" {
+				it.outcome, it.err = beatOutcome(renewedPrefix + text)
+				it.renewed = it.err == nil
 			}
-			if it.outcome, err = beatOutcome(renewedPrefix + text); err != nil {
-				return fmt.Errorf("read the reply to a renewal: %w", err)
-			}
-			it.renewed = true
 		}
 	}
-	return nil
+	return failed
 }
 
 // renewedPrefix makes an answer of renew.lua one of heartbeat.lua.
 const renewedPrefix = string(presence.ChangeRenewed) + ",1,"
 
 // beat runs heartbeat.lua.
-func (s *Store) beat(ctx context.Context, items []*beatItem) error {
+func (s *Store) beat(ctx context.Context, items []*beatItem) {
+	now := time.Now()
 	chunks := chunksOf(items, func(it *beatItem) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newCall(heartbeatScript, ch.partition, len(ch.items), 9)
 		for _, it := range ch.items {
-			it.age = s.age(it.beat.At) // it has grown since renew.lua
+			it.age = s.age(now, it.beat.At) // it has grown since renew.lua
 			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
 			c.args = append(c.args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.age,
 				&it.seq, &it.groups, &it.meta, &it.beat.Traceparent)
 		}
 		calls[n] = c
 	}
-	if err := s.run(ctx, calls...); err != nil {
-		return err
-	}
+	_ = s.run(ctx, calls...) // each call has its own error
 	for n, ch := range chunks {
 		replies, err := calls[n].replies(len(ch.items))
-		if err != nil {
-			return fmt.Errorf("read the reply to %d beats: %w", len(ch.items), err)
-		}
 		for k, it := range ch.items {
-			text, _ := replies[k].(string)
-			if it.outcome, err = beatOutcome(text); err != nil {
-				return fmt.Errorf("read the reply to a beat: %w", err)
+			if err != nil {
+				it.err = fmt.Errorf("apply %d beats: %w", len(ch.items), err)
+				continue
 			}
+			text, _ := replies[k].(string)
+			it.outcome, it.err = beatOutcome(text)
 		}
 	}
-	return nil
 }
 
 // beatOutcome reads one of lua/heartbeat.lua's answers: change, online, epoch, due, seq.

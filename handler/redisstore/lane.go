@@ -34,8 +34,10 @@ const (
 	flushTimeout = 2 * commandTimeout
 )
 
-var errLaneEnded = &presence.Error{Kind: presence.Unavailable, RetryAfter: time.Second, Message: "the app is ending: try again",
-	Err: errors.New("the store is closed")}
+var errLaneEnded = &presence.Error{
+	Kind: presence.Unavailable, RetryAfter: time.Second, Message: "the app is ending: try again",
+	Err: errors.New("the store is closed"),
+}
 
 func newLane[T any](flush func([]T)) *lane[T] {
 	return &lane[T]{flush: flush, queue: make(chan T, laneQueue), quit: make(chan struct{}), ended: make(chan struct{})}

@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"userconnectivity/handler/presence"
 )
@@ -18,11 +19,14 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 		seq               string
 	}
 	items := make([]*item, len(leaves))
+	now := time.Now()
 	for i := range leaves {
 		l := &leaves[i]
 		p := s.keys.partition(l.User)
-		items[i] = &item{at: i, partition: p, userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
-			age: s.age(l.At), seq: seqArg(l.Seq)}
+		items[i] = &item{
+			at: i, partition: p, userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
+			age: s.age(now, l.At), seq: seqArg(l.Seq),
+		}
 	}
 	chunks := chunksOf(items, func(it *item) int { return it.partition })
 	calls := make([]*call, len(chunks))

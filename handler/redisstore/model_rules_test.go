@@ -325,8 +325,10 @@ func (m *model) known(id string, now int64) *presence.User {
 	if u.epoch == 0 {
 		return nil
 	}
-	p := presence.User{ID: id, Status: presence.Offline, Epoch: u.epoch, Since: instantOf(u.since), LastSeen: instantOf(u.seen),
-		Groups: append([]string{}, u.groups...)}
+	p := presence.User{
+		ID: id, Status: presence.Offline, Epoch: u.epoch, Since: instantOf(u.since), LastSeen: instantOf(u.seen),
+		Groups: append([]string{}, u.groups...),
+	}
 	for _, s := range u.live {
 		p.Status = presence.Online
 		p.Sessions = append(p.Sessions, presence.Session{

@@ -140,8 +140,10 @@ type modelBench struct {
 func newModelBench(t *testing.T, shared *modelShared, sum tally) *modelBench {
 	t.Helper()
 	server := testkit.Start(t)
-	b := &modelBench{t: t, shared: shared, tally: sum, rig: &rig{}, client: NewClient(Endpoint{URL: server.URL()}, "model", nil),
-		raw: redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1})}
+	b := &modelBench{
+		t: t, shared: shared, tally: sum, rig: &rig{}, client: NewClient(Endpoint{URL: server.URL()}, "model", nil),
+		raw: redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1}),
+	}
 	t.Cleanup(func() {
 		_ = b.client.Close()
 		_ = b.raw.Close()
@@ -198,10 +200,12 @@ type mismatch string
 // run runs one scenario and returns what was wrong, "" when nothing was.
 func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 	rng := rand.New(rand.NewPCG(seed, uint64(number)+1))
-	s := &scenario{modelBench: b, ctx: b.t.Context(), rng: rng, m: newModel(), ledger: newLedger(), began: time.Now(), left: steps, compared: map[int64]string{},
-		leases: rng.IntN(8) > 0, enact: rng.IntN(4) > 0, bulk: 2 + rng.IntN(8)}
+	s := &scenario{
+		modelBench: b, ctx: b.t.Context(), rng: rng, m: newModel(), ledger: newLedger(), began: time.Now(), left: steps, compared: map[int64]string{},
+		leases: rng.IntN(8) > 0, enact: rng.IntN(4) > 0, bulk: 2 + rng.IntN(8),
+	}
 	s.store = New(b.client, Config{Prefix: fmt.Sprintf("m%d:", number), Partitions: 1, LeaseKeys: s.leases})
-	s.store.age = func(at time.Time) int64 { return still.Sub(at).Milliseconds() }
+	s.store.age = func(_, at time.Time) int64 { return still.Sub(at).Milliseconds() }
 	s.m.life = s.store.args[0].(string)
 	users := 1 + rng.IntN(5)
 	s.names = []string{presence.DefaultSession, "a", "tab:~1=+-|@._", "z"}[:1+rng.IntN(4)]
@@ -959,9 +963,11 @@ func pick[T any](rng *rand.Rand, from ...T) T { return from[rng.IntN(len(from))]
 func (s *scenario) someBeats(most int) batch[presence.Beat] {
 	var b batch[presence.Beat]
 	for range 1 + s.rng.IntN(most) {
-		beat := presence.Beat{User: pick(s.rng, s.users...), Session: pick(s.rng, s.names...), Traceparent: s.trace(),
+		beat := presence.Beat{
+			User: pick(s.rng, s.users...), Session: pick(s.rng, s.names...), Traceparent: s.trace(),
 			TTL:   seconds(pick(s.rng, 5, 10, 45, 45, 60, 3600, 5+s.rng.IntN(3596))),
-			Grace: *seconds(pick(s.rng, 0, 0, 0, 1, 5, 600, s.rng.IntN(601)))}
+			Grace: *seconds(pick(s.rng, 0, 0, 0, 1, 5, 600, s.rng.IntN(601))),
+		}
 		beat.Seq = s.seq(beat.User, beat.Session)
 		if !s.plain || s.rng.IntN(6) == 0 {
 			s.groupsAndMeta(&beat)

@@ -80,9 +80,11 @@ func TestRecordsReadAlikeInGoAndLua(t *testing.T) {
 				b.leave(presence.Leave{User: user, Session: session, Seq: seq, At: time.Now().Add(-age)})
 				continue
 			}
-			b.beat(presence.Beat{User: user, Session: session, TTL: seconds(pick(rng, 5, 45, 3600)), Grace: *seconds(pick(rng, 0, 7)), Seq: seq,
+			b.beat(presence.Beat{
+				User: user, Session: session, TTL: seconds(pick(rng, 5, 45, 3600)), Grace: *seconds(pick(rng, 0, 7)), Seq: seq,
 				Groups: pick(rng, nil, []string{}, []string{"g1", "g|2~"}), Meta: pick(rng, nil, json.RawMessage("{}"), json.RawMessage(`{"a":[1,"b, c"],"ü":"\n"}`)),
-				At: time.Now().Add(-age)})
+				At: time.Now().Add(-age),
+			})
 		}
 		records = append(records, b.raw.Get(ctx, b.store.keys.user(0, user)).Val())
 	}

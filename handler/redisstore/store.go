@@ -3,6 +3,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -39,7 +40,7 @@ type Store struct {
 	shared [][4]any
 	args   [2]any
 	// age is how long ago an item came in, in whole ms.
-	age     func(time.Time) int64
+	age     func(now, at time.Time) int64
 	beats   *lane[*beatItem]
 	reads   *lane[*readItem]
 	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
@@ -88,6 +89,7 @@ type call struct {
 	script     *redis.Script
 	keys, args []any
 	cmd        *redis.Cmd
+	err        error // set by run
 }
 
 // newCall begins a call of a script on partition p, with room for items of two keys and argsPerItem args each.
@@ -108,6 +110,9 @@ func (c *call) command(ctx context.Context) *redis.Cmd {
 
 // replies returns the script's answers, one for each of n items.
 func (c *call) replies(n int) ([]any, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
 	replies, err := c.cmd.Slice()
 	if err != nil {
 		return nil, err
@@ -119,13 +124,17 @@ func (c *call) replies(n int) ([]any, error) {
 }
 
 // run sends the calls in one round trip. A script that the server does not know yet is loaded and only the
-// calls that were refused for it are sent again: those had not begun. When it returns an error, any call may
+// calls that were refused for it are sent again: those had not begun. Each call has its own error, since on a cluster
+// one partition may be on the move while others are served; run returns the first of them. A call with an error may
 // or may not have been run: every script may be run again.
 func (s *Store) run(ctx context.Context, calls ...*call) error {
 	if len(calls) == 0 {
 		return nil
 	}
 	client, err := s.connect(ctx)
+	for _, c := range calls {
+		c.err = err
+	}
 	if err != nil {
 		return err
 	}
@@ -138,30 +147,53 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 		s.client.exec(ctx, pipe)
 		var unknown []*call
 		for _, c := range pending {
-			err := c.cmd.Err()
-			switch {
+			switch err := c.cmd.Err(); {
 			case err == nil || errors.Is(err, redis.Nil):
+				c.err = nil
 			case redis.HasErrorPrefix(err, "NOSCRIPT"):
+				c.err = unavailable(errForgetful)
 				unknown = append(unknown, c)
 			default:
-				return unavailable(err)
+				c.err = unavailable(err)
 			}
 		}
-		if len(unknown) == 0 {
-			return nil
+		if pending = load(ctx, client, unknown); len(pending) == 0 {
+			break
 		}
-		loaded := map[*redis.Script]bool{}
-		for _, c := range unknown {
-			if !loaded[c.script] {
-				loaded[c.script] = true
-				if err := c.script.Load(ctx, client).Err(); err != nil {
-					return unavailable(fmt.Errorf("load a script: %w", err))
-				}
-			}
-		}
-		pending = unknown
 	}
-	return unavailable(errors.New("the server forgets its scripts as fast as they are loaded"))
+	for _, c := range calls {
+		if c.err != nil {
+			return c.err
+		}
+	}
+	return nil
+}
+
+var errForgetful = errors.New("the server forgets its scripts as fast as they are loaded")
+
+// load has the servers of the calls load their scripts, and returns the calls that may be sent again.
+func load(ctx context.Context, client redis.UniversalClient, calls []*call) (loaded []*call) {
+	type place struct {
+		server redis.Scripter
+		script *redis.Script
+	}
+	done := map[place]error{}
+	for _, c := range calls {
+		at := place{client, c.script}
+		var err error
+		if cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient); ok {
+			at.server, err = cluster.MasterForKey(ctx, c.keys[0].(string))
+		}
+		if _, tried := done[at]; !tried && err == nil {
+			done[at] = c.script.Load(ctx, at.server).Err()
+		}
+		if err = cmp.Or(err, done[at]); err != nil {
+			c.err = unavailable(fmt.Errorf("load a script: %w", err))
+			continue
+		}
+		loaded = append(loaded, c)
+	}
+	return loaded
 }
 
 // connect returns the shared client once it is known that the state fits our settings.
@@ -191,9 +223,11 @@ func (s *Store) checkPartitions(ctx context.Context, client redis.UniversalClien
 		return unavailable(fmt.Errorf("read the number of partitions: %w", err))
 	}
 	if recorded != strconv.Itoa(s.keys.partitions) {
-		return &presence.Error{Kind: presence.Unavailable, Message: "the state is not available: the app's settings do not fit it",
+		return &presence.Error{
+			Kind: presence.Unavailable, Message: "the state is not available: the app's settings do not fit it",
 			Err: fmt.Errorf("REDIS_PARTITIONS is %d, but the state in Redis has %s: set REDIS_PARTITIONS=%s, or delete the keys %s* to begin anew",
-				s.keys.partitions, recorded, recorded, s.keys.prefix)}
+				s.keys.partitions, recorded, recorded, s.keys.prefix),
+		}
 	}
 	s.checked.Store(true)
 	return nil
@@ -213,11 +247,11 @@ func unavailable(err error) error {
 }
 
 // ageMillis is how long ago an item came in, in whole milliseconds, 0 for one from the future.
-func ageMillis(at time.Time) int64 {
+func ageMillis(now, at time.Time) int64 {
 	if at.IsZero() {
 		return 0
 	}
-	return max(time.Since(at).Milliseconds(), 0)
+	return max(now.Sub(at).Milliseconds(), 0)
 }
 
 // millis reads a script's time in ms, "" for none.
@@ -233,8 +267,10 @@ func millis(s string) (time.Time, error) {
 }
 
 // errQueueFull is the answer to a request for which there is no more room.
-var errQueueFull = &presence.Error{Kind: presence.Unavailable, RetryAfter: time.Second,
-	Message: fmt.Sprintf("the app is busy: %d requests wait for the state store already; try again", laneQueue)}
+var errQueueFull = &presence.Error{
+	Kind: presence.Unavailable, RetryAfter: time.Second,
+	Message: fmt.Sprintf("the app is busy: %d requests wait for the state store already; try again", laneQueue),
+}
 
 // bulk runs one slice of a bulk, after the slices that wait already.
 func (s *Store) bulk(ctx context.Context, slice func() error) error {

@@ -184,7 +184,7 @@ func (c *Client) listenToAll(ctx context.Context, cluster *redis.ClusterClient, 
 	endings := make(chan ending)
 	listening := map[string]context.CancelFunc{}
 	retry := retry{lost: lost}
-	ticker := time.NewTicker(rescan)
+	ticker := time.NewTicker(c.rescan)
 	defer ticker.Stop()
 	for {
 		var mu sync.Mutex
@@ -329,8 +329,10 @@ type subscription struct {
 
 func newSubscription(ctx context.Context, server *redis.Client) *subscription {
 	ctx, cancel := context.WithCancel(context.WithValue(ctx, oneDial{}, new(atomic.Bool)))
-	return &subscription{ctx: ctx, cancel: cancel, pubsub: server.Subscribe(ctx),
-		stands: make(chan struct{}), ended: make(chan struct{}), caughtUp: make(chan struct{}, 1)}
+	return &subscription{
+		ctx: ctx, cancel: cancel, pubsub: server.Subscribe(ctx),
+		stands: make(chan struct{}), ended: make(chan struct{}), caughtUp: make(chan struct{}, 1),
+	}
 }
 
 // catchUpWord is the text of a ping whose answer tells that all has come in that was published before.

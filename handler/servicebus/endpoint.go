@@ -39,6 +39,7 @@ func parseConnectionString(s string) (endpoint, error) {
 		case "endpoint":
 			u, err := url.Parse(value)
 			if err != nil || u.Scheme != "sb" || u.Host == "" {
+				//lint:ignore ST1005 Endpoint is the name of the part
 				return endpoint{}, errors.New("Endpoint of the connection string is not sb://<namespace>.servicebus.windows.net/")
 			}
 			e.host = u.Host

@@ -261,6 +261,9 @@ var description = regexp.MustCompile(`(?s)Description: (.*), Info: map\[.*\]\}|d
 
 // words are those of the broker or of the system about an error, in one line and without secrets.
 func (s *Sender) words(err error) string {
+	if cred := (*credentialError)(nil); errors.As(err, &cred) {
+		return s.endpoint.redact(identity.Words(cred.err))
+	}
 	text := err.Error()
 	if m := description.FindStringSubmatch(text); m != nil && m[1]+m[2] != "" {
 		text = m[1] + m[2]
@@ -268,7 +271,7 @@ func (s *Sender) words(err error) string {
 	return s.endpoint.redact(oneLine(text))
 }
 
-// oneLine folds white space and shortens what is long; the SDK for identities answers with whole HTTP responses.
+// oneLine folds white space and shortens what is long.
 func oneLine(text string) string {
 	const limit = 400
 	text = strings.Join(strings.Fields(text), " ")

@@ -198,79 +198,107 @@ func TestErrorsSayHowToMendThem(t *testing.T) {
 		want   []string
 	}{
 		"missing queue": {queue: "typo", want: []string{"queue typo", "no such queue or topic", "Config.json"}},
-		"missing queue in Azure": {queue: "typo",
+		"missing queue in Azure": {
+			queue: "typo",
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender { return entra(t, b, tokens{oid}) },
-			want: []string{"queue typo of " + host, "no such queue or topic",
-				"az servicebus queue create --resource-group <resource-group> --namespace-name example --name typo --enable-duplicate-detection true"}},
+			want: []string{
+				"queue typo of " + host, "no such queue or topic",
+				"az servicebus queue create --resource-group <resource-group> --namespace-name example --name typo --enable-duplicate-detection true",
+			},
+		},
 		"wrong key": {
 			setup: func(t *testing.T, b *amqpstub.Broker, s *Sender) *Sender {
 				b.RequireKey(amqpstub.KeyName, "another key")
 				return s
 			},
-			want: []string{"the key of the authorization rule " + amqpstub.KeyName + " is wrong", "InvalidSignature",
-				"az servicebus namespace authorization-rule keys list", "--name " + amqpstub.KeyName}},
+			want: []string{
+				"the key of the authorization rule " + amqpstub.KeyName + " is wrong", "InvalidSignature",
+				"az servicebus namespace authorization-rule keys list", "--name " + amqpstub.KeyName,
+			},
+		},
 		"right key": {
 			setup: func(t *testing.T, b *amqpstub.Broker, s *Sender) *Sender {
 				b.RequireKey(amqpstub.KeyName, amqpstub.Key)
 				return s
-			}},
+			},
+		},
 		"expired token": {
 			faults: []amqpstub.Fault{{On: amqpstub.OnToken, Kind: amqpstub.Reject, Description: "ExpiredToken: The token is expired. Expiration time: '2026-01-01 00:00:00Z'.", Times: amqpstub.Forever}},
-			setup:  withKey, want: []string{"the token is expired", "clock"}},
-		"rule without Send": {faults: []amqpstub.Fault{noSend}, setup: withKey,
-			want: []string{amqpstub.KeyName + " may not send", "az servicebus namespace authorization-rule update", "--rights Send"}},
-		"missing role": {faults: []amqpstub.Fault{noSend},
-			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender { return entra(t, b, tokens{oid}) },
-			want: []string{"queue " + events + " of " + host, "object id " + oid, "Azure Service Bus Data Sender",
-				"az role assignment create --role \"Azure Service Bus Data Sender\" --assignee-object-id " + oid, "--name example --query id"}},
+			setup:  withKey, want: []string{"the token is expired", "clock"},
+		},
+		"rule without Send": {
+			faults: []amqpstub.Fault{noSend}, setup: withKey,
+			want: []string{amqpstub.KeyName + " may not send", "az servicebus namespace authorization-rule update", "--rights Send"},
+		},
+		"missing role": {
+			faults: []amqpstub.Fault{noSend},
+			setup:  func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender { return entra(t, b, tokens{oid}) },
+			want: []string{
+				"queue " + events + " of " + host, "object id " + oid, "Azure Service Bus Data Sender",
+				"az role assignment create --role \"Azure Service Bus Data Sender\" --assignee-object-id " + oid, "--name example --query id",
+			},
+		},
 		"expired secret": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				return entra(t, b, failing{errors.New("ClientSecretCredential authentication failed\nAADSTS7000222: The provided client secret keys for app 'x' are expired.")})
 			},
-			want: []string{"the secret of the app registration is expired", "az ad app credential reset"}},
+			want: []string{"the secret of the app registration is expired", "az ad app credential reset"},
+		},
 		"no identity": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				return entra(t, b, failing{errors.New("ManagedIdentityCredential: no managed identity found")})
 			},
-			want: []string{"no token", "az functionapp identity show", "no managed identity found"}},
+			want: []string{"no token", "az functionapp identity show", "no managed identity found"},
+		},
 		"sessions": {
 			setup: func(_ *testing.T, b *amqpstub.Broker, s *Sender) *Sender {
 				b.CreateQueue(events, amqpstub.QueueOptions{RequiresSession: true})
 				return s
 			},
-			want: []string{"requires sessions", "az servicebus queue delete", "az servicebus queue create"}},
-		"disabled": {faults: []amqpstub.Fault{attach("com.microsoft:entity-disabled", "Messaging entity is currently disabled.")}, setup: withKey,
-			want: []string{"disabled", "az servicebus queue update", "--status Active"}},
-		"full": {faults: []amqpstub.Fault{{On: amqpstub.OnSend, Kind: amqpstub.Reject, Condition: "amqp:resource-limit-exceeded", Description: "The maximum entity size has been reached.", Times: amqpstub.Forever}},
-			setup: withKey, want: []string{"full", "maximum entity size", "az servicebus queue show"}},
-		"broken again and again": {faults: []amqpstub.Fault{{On: amqpstub.OnSend, Kind: amqpstub.Disconnect, Times: amqpstub.Forever}},
-			setup: withKey, want: []string{"connection", "az servicebus namespace show"}},
+			want: []string{"requires sessions", "az servicebus queue delete", "az servicebus queue create"},
+		},
+		"disabled": {
+			faults: []amqpstub.Fault{attach("com.microsoft:entity-disabled", "Messaging entity is currently disabled.")}, setup: withKey,
+			want: []string{"disabled", "az servicebus queue update", "--status Active"},
+		},
+		"full": {
+			faults: []amqpstub.Fault{{On: amqpstub.OnSend, Kind: amqpstub.Reject, Condition: "amqp:resource-limit-exceeded", Description: "The maximum entity size has been reached.", Times: amqpstub.Forever}},
+			setup:  withKey, want: []string{"full", "maximum entity size", "az servicebus queue show"},
+		},
+		"broken again and again": {
+			faults: []amqpstub.Fault{{On: amqpstub.OnSend, Kind: amqpstub.Disconnect, Times: amqpstub.Forever}},
+			setup:  withKey, want: []string{"connection", "az servicebus namespace show"},
+		},
 		"wrong endpoint": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				s := open(t, Config{ConnectionString: "Endpoint=sb://contosso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=" + amqpstub.Key})
 				s.dialer.Resolver = nameserver(t)
 				return s
 			},
-			want: []string{"contosso.servicebus.windows.net", "no such host", "az servicebus namespace list"}},
+			want: []string{"contosso.servicebus.windows.net", "no such host", "az servicebus namespace list"},
+		},
 		"nothing listens": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				s := open(t, Config{ConnectionString: "Endpoint=sb://contoso.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=" + amqpstub.Key})
 				s.dialAddress = "127.0.0.1:1"
 				return s
 			},
-			want: []string{"cannot be reached", "contoso.servicebus.windows.net:5671", "az servicebus namespace network-rule-set show", "--namespace-name contoso"}},
+			want: []string{"cannot be reached", "contoso.servicebus.windows.net:5671", "az servicebus namespace network-rule-set show", "--namespace-name contoso"},
+		},
 		"foreign certificate": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				s := entra(t, b, tokens{oid})
 				s.tls.RootCAs = x509.NewCertPool()
 				return s
 			},
-			want: []string{"certificate is not trusted", "proxy"}},
+			want: []string{"certificate is not trusted", "proxy"},
+		},
 		"other entity": {
 			setup: func(t *testing.T, b *amqpstub.Broker, _ *Sender) *Sender {
 				return open(t, Config{ConnectionString: b.ConnectionString() + "EntityPath=other"})
 			},
-			want: []string{"for other alone", "EntityPath"}},
+			want: []string{"for other alone", "EntityPath"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -75,6 +75,7 @@ func ids[T any](msgs []T, id func(T) string) []string {
 func sentIDs(msgs []queue.Message) []string {
 	return ids(msgs, func(m queue.Message) string { return m.ID })
 }
+
 func storedIDs(q amqpstub.Queue) []string {
 	return ids(q.Messages, func(m amqpstub.Message) string { return m.ID })
 }
@@ -228,8 +229,10 @@ func TestLargeMessageGoesAlone(t *testing.T) {
 func TestBrokerCountsSizesDifferently(t *testing.T) {
 	t.Parallel()
 	refuse := func(kind string, times int) amqpstub.Fault {
-		return amqpstub.Fault{On: amqpstub.OnSend, Queue: events, Kind: kind, Times: times, Condition: "amqp:link:message-size-exceeded",
-			Description: "The received message (delivery-id:0, size:300000 bytes) exceeds the limit (262144 bytes) currently allowed on the link."}
+		return amqpstub.Fault{
+			On: amqpstub.OnSend, Queue: events, Kind: kind, Times: times, Condition: "amqp:link:message-size-exceeded",
+			Description: "The received message (delivery-id:0, size:300000 bytes) exceeds the limit (262144 bytes) currently allowed on the link.",
+		}
 	}
 	for _, kind := range []string{amqpstub.Reject, amqpstub.Detach} {
 		t.Run(kind, func(t *testing.T) {

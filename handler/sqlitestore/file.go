@@ -152,7 +152,8 @@ func prepareSchema(ctx context.Context, db *sql.DB) error {
 
 func userVersion(ctx context.Context, db interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}) (version int, err error) {
+},
+) (version int, err error) {
 	err = db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
 	return version, err
 }

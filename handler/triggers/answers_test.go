@@ -113,8 +113,10 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 type deferring struct{ failing }
 
 func (deferring) Heartbeat(_ context.Context, b presence.Beat) (presence.Receipt, error) {
-	return presence.Receipt{User: b.User, Session: b.Session, BeatAfter: 15 * time.Second,
-		BeatOutcome: presence.BeatOutcome{Change: presence.ChangeDeferred, Status: presence.Offline}}, nil
+	return presence.Receipt{
+		User: b.User, Session: b.Session, BeatAfter: 15 * time.Second,
+		BeatOutcome: presence.BeatOutcome{Change: presence.ChangeDeferred, Status: presence.Offline},
+	}, nil
 }
 
 // singlePlaces is how many single requests may be under way at once.

@@ -277,8 +277,10 @@ func TestUnknownEvents(t *testing.T) {
 	b := setup(t)
 	id := presence.EventID("ann", "default", presence.UserOnline, 1)
 	b.unchanged(func() {
-		for _, id := range []string{id, "abc", "-", strings.ToLower(id), id + "A", id[1:], strings.Replace(id, "-", "_", 1),
-			strings.Replace(id, "-", "", 1), id[:14] + "0" + id[15:], id + ":r1", id[:13] + "-", "11111111-2222-4333-8444-555555555555"} {
+		for _, id := range []string{
+			id, "abc", "-", strings.ToLower(id), id + "A", id[1:], strings.Replace(id, "-", "_", 1),
+			strings.Replace(id, "-", "", 1), id[:14] + "0" + id[15:], id + ":r1", id[:13] + "-", "11111111-2222-4333-8444-555555555555",
+		} {
 			b.refuses(t, call{method: "GET", path: "/api/events/" + id}, 404, "-", "no event with this id")
 			b.refuses(t, call{method: "POST", path: "/api/events/" + id + "/replay"}, 404, "-", "no event with this id")
 		}
@@ -306,8 +308,10 @@ func TestBadPaging(t *testing.T) {
 		for _, limit := range []string{"0", "101", "abc", "-1", "1.5", "1e1", "0x10", "99999999999999999999", "%20", "10%00", "١"} {
 			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?limit=" + limit}, 400, "query:limit", "between 1 and 100")
 		}
-		for _, token := range []string{"x", "1", "2" + good[1:], good[:len(good)-4], good + "AAAA", flipped, "%00", strings.Repeat("A", 4000),
-			*b.events("/api/users/bob/events?limit=1").Continuation, eventlog.Continuation("ann", ""), eventlog.Continuation("ann", "x y")} {
+		for _, token := range []string{
+			"x", "1", "2" + good[1:], good[:len(good)-4], good + "AAAA", flipped, "%00", strings.Repeat("A", 4000),
+			*b.events("/api/users/bob/events?limit=1").Continuation, eventlog.Continuation("ann", ""), eventlog.Continuation("ann", "x y"),
+		} {
 			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?continuation=" + token}, 400, "query:continuation", "an earlier answer for the same user")
 		}
 		for _, query := range []string{"limit=%zz", "%", "limit=5;continuation=x"} {
@@ -354,9 +358,11 @@ func TestWrongMethods(t *testing.T) {
 func TestWrongRoutes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for _, path := range []string{"/api", "/api/", "/api/nothing", "/api/live/", "//api/live", "/API/live", "/api/Heartbeat", "/api/users", "/api/users/", "/api/users/ann/", "/api/users/ann/sessions", "/api/users/ann/sessions/", "/api/users/ann/sessions/a/b", "/api/events/",
+	for _, path := range []string{
+		"/api", "/api/", "/api/nothing", "/api/live/", "//api/live", "/API/live", "/api/Heartbeat", "/api/users", "/api/users/", "/api/users/ann/", "/api/users/ann/sessions", "/api/users/ann/sessions/", "/api/users/ann/sessions/a/b", "/api/events/",
 		"/api/events/x/replay/", "/api/openapi.yaml", "/heartbeatmessages", "/HeartbeatMessages/x", "/Heartbeat", "/admin/host/status",
-		"/api/users/a/b%2Fc", "/api/../api/live", "/%00", "/api/%ff"} {
+		"/api/users/a/b%2Fc", "/api/../api/live", "/%00", "/api/%ff",
+	} {
 		for _, method := range []string{"GET", "POST", "PROPFIND"} {
 			if a := b.do(call{method: method, path: path}); a.Status != 404 {
 				t.Errorf("%s %s: %d %s, want 404", method, path, a.Status, a.Body)
@@ -383,8 +389,10 @@ func TestRecordedRequest(t *testing.T) {
 		t.Errorf("%v %s", a.Header, a.Body)
 	}
 	b.refuses(t, call{method: "GET", path: "/api/users/x%252Fy?code=SECRET", header: header}, 400, "path:user", "characters")
-	post := http.Header{"Content-Type": {"application/json; charset=utf-8"}, "Content-Language": {"en"}, "Content-Disposition": {"inline"},
-		"Content-Md5": {"abc"}, "Content-Encoding": {"identity"}, "Expires": {"0"}, "Last-Modified": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "Allow": {"GET"}}
+	post := http.Header{
+		"Content-Type": {"application/json; charset=utf-8"}, "Content-Language": {"en"}, "Content-Disposition": {"inline"},
+		"Content-Md5": {"abc"}, "Content-Encoding": {"identity"}, "Expires": {"0"}, "Last-Modified": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "Allow": {"GET"},
+	}
 	b.do(call{method: "POST", path: "/api/heartbeat?code=SECRET", body: `{"user":"bob" , "meta":{"x":"é"}}`, header: post}).is(200)
 	b.refuses(t, call{method: "POST", path: "/api/heartbeat", header: http.Header{"Content-Length": {"0"}}}, 400, "", "not JSON")
 	if strings.Contains(b.log.String(), "SECRET") {

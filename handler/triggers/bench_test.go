@@ -109,10 +109,12 @@ type call struct {
 }
 
 func (b *bench) get(path string) *answer { b.t.Helper(); return b.do(call{method: "GET", path: path}) }
+
 func (b *bench) delete(path string) *answer {
 	b.t.Helper()
 	return b.do(call{method: "DELETE", path: path})
 }
+
 func (b *bench) post(path string, body any) *answer {
 	b.t.Helper()
 	return b.do(call{method: "POST", path: path, body: body})

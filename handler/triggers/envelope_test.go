@@ -33,8 +33,10 @@ func decode(body string) ([]message, error) {
 
 func TestMessagesAsTheHostSendsThem(t *testing.T) {
 	t.Parallel()
-	first := message{ID: "id-1", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 250e6, time.UTC),
-		Properties: map[string]any{"type": "user.offline", "epoch": 12.0, "ratio": 1.5, "at": "2026-03-01T08:15:30.25Z"}}
+	first := message{
+		ID: "id-1", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 250e6, time.UTC),
+		Properties: map[string]any{"type": "user.offline", "epoch": 12.0, "ratio": 1.5, "at": "2026-03-01T08:15:30.25Z"},
+	}
 	second := message{ID: "id-2", Delivery: 2, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 500e6, time.UTC), Properties: map[string]any{}}
 	tests := []struct{ name, first, second string }{
 		// The first body has a member called MessageId: it must not become the message's.
@@ -71,29 +73,53 @@ func TestOddMetadata(t *testing.T) {
 		name, body string
 		want       []message
 	}{
-		{"no_metadata", `{"Data":{` + bodies + `}}`,
-			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})}},
-		{"metadata_is_null", `{"Data":{` + bodies + `},"Metadata":null}`,
-			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})}},
-		{"short_arrays", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":"[\"a\"]","DeliveryCountArray":"[2,3]"}}`,
-			[]message{{Body: "one", ID: "a", Delivery: 2}, unknown("two", message{Delivery: 3}), unknown("three", message{})}},
-		{"long_arrays", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[\"a\",\"b\"]","DeliveryCountArray":"[2,3]"}}`,
-			[]message{{Body: "one", ID: "a", Delivery: 2}}},
-		{"empty_arrays", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[]","DeliveryCountArray":""}}`,
-			[]message{unknown("one", message{})}},
-		{"elements_of_other_types", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":"[7,null,\"c\"]","DeliveryCountArray":"[\"x\",null,-4]","EnqueuedTimeUtcArray":"[0,\"yesterday\",\"2026-03-01T08:15:30\"]","ApplicationPropertiesArray":"[[],\"p\",{\"k\":1}]"}}`,
-			[]message{unknown("one", message{}), unknown("two", message{}),
-				{Body: "three", ID: "c", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 0, time.UTC), Properties: map[string]any{"k": 1.0}}}},
-		{"arrays_of_other_types", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":{},"DeliveryCountArray":5,"EnqueuedTimeUtcArray":"{}","ApplicationPropertiesArray":null}}`,
-			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})}},
-		{"single_message_metadata_is_not_read", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageId":"\"forged\"","DeliveryCount":"99","EnqueuedTimeUtc":"2026-03-01T08:15:30"}}`,
-			[]message{unknown("one", message{})}},
-		{"real_arrays_instead_of_strings", `{"Data":{"messages":["one",{"user":"ann"}]},"Metadata":{"MessageIdArray":["a","b"],"DeliveryCountArray":[1,2]}}`,
-			[]message{{Body: "one", ID: "a", Delivery: 1}, {Body: `{"user":"ann"}`, ID: "b", Delivery: 2}}},
-		{"numbers_and_null_as_bodies", `{"Data":{"messages":"[1,null,true]"},"Metadata":{"MessageIdArray":"[\"a\",\"b\",\"c\"]"}}`,
-			[]message{{Body: "1", ID: "a", Delivery: 1}, {ID: "b", Delivery: 1}, {Body: "true", ID: "c", Delivery: 1}}},
-		{"an_empty_id", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[\"\"]"}}`,
-			[]message{unknown("one", message{})}},
+		{
+			"no_metadata", `{"Data":{` + bodies + `}}`,
+			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})},
+		},
+		{
+			"metadata_is_null", `{"Data":{` + bodies + `},"Metadata":null}`,
+			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})},
+		},
+		{
+			"short_arrays", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":"[\"a\"]","DeliveryCountArray":"[2,3]"}}`,
+			[]message{{Body: "one", ID: "a", Delivery: 2}, unknown("two", message{Delivery: 3}), unknown("three", message{})},
+		},
+		{
+			"long_arrays", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[\"a\",\"b\"]","DeliveryCountArray":"[2,3]"}}`,
+			[]message{{Body: "one", ID: "a", Delivery: 2}},
+		},
+		{
+			"empty_arrays", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[]","DeliveryCountArray":""}}`,
+			[]message{unknown("one", message{})},
+		},
+		{
+			"elements_of_other_types", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":"[7,null,\"c\"]","DeliveryCountArray":"[\"x\",null,-4]","EnqueuedTimeUtcArray":"[0,\"yesterday\",\"2026-03-01T08:15:30\"]","ApplicationPropertiesArray":"[[],\"p\",{\"k\":1}]"}}`,
+			[]message{
+				unknown("one", message{}), unknown("two", message{}),
+				{Body: "three", ID: "c", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 0, time.UTC), Properties: map[string]any{"k": 1.0}},
+			},
+		},
+		{
+			"arrays_of_other_types", `{"Data":{` + bodies + `},"Metadata":{"MessageIdArray":{},"DeliveryCountArray":5,"EnqueuedTimeUtcArray":"{}","ApplicationPropertiesArray":null}}`,
+			[]message{unknown("one", message{}), unknown("two", message{}), unknown("three", message{})},
+		},
+		{
+			"single_message_metadata_is_not_read", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageId":"\"forged\"","DeliveryCount":"99","EnqueuedTimeUtc":"2026-03-01T08:15:30"}}`,
+			[]message{unknown("one", message{})},
+		},
+		{
+			"real_arrays_instead_of_strings", `{"Data":{"messages":["one",{"user":"ann"}]},"Metadata":{"MessageIdArray":["a","b"],"DeliveryCountArray":[1,2]}}`,
+			[]message{{Body: "one", ID: "a", Delivery: 1}, {Body: `{"user":"ann"}`, ID: "b", Delivery: 2}},
+		},
+		{
+			"numbers_and_null_as_bodies", `{"Data":{"messages":"[1,null,true]"},"Metadata":{"MessageIdArray":"[\"a\",\"b\",\"c\"]"}}`,
+			[]message{{Body: "1", ID: "a", Delivery: 1}, {ID: "b", Delivery: 1}, {Body: "true", ID: "c", Delivery: 1}},
+		},
+		{
+			"an_empty_id", `{"Data":{"messages":"[\"one\"]"},"Metadata":{"MessageIdArray":"[\"\"]"}}`,
+			[]message{unknown("one", message{})},
+		},
 		{"no_messages", `{"Data":{"messages":"[]"},"Metadata":{}}`, []message{}},
 	}
 	for _, tt := range tests {

@@ -100,8 +100,10 @@ func judge(t *testing.T, w *httptest.ResponseRecorder) {
 }
 
 func FuzzHeartbeat(f *testing.F) {
-	for _, seed := range []string{"", "{}", "null", `{"user":"ann"}`, `{"user":"ann","session":"s","ttlSeconds":45,"graceSeconds":5,"groups":["a","b"],"meta":{"a":[1,{}]},"seq":7}`,
-		`{"user":"ann","user":"bob"}`, `{"user":"a\u0000"}`, `{"user":"ann","ttlSeconds":1e9}`, `{"user":"ann","meta":{"a":1,"a":2}}`, "{\"user\":\"\xff\"}", `{"user":"ann"} {}`, "\ufeff{}"} {
+	for _, seed := range []string{
+		"", "{}", "null", `{"user":"ann"}`, `{"user":"ann","session":"s","ttlSeconds":45,"graceSeconds":5,"groups":["a","b"],"meta":{"a":[1,{}]},"seq":7}`,
+		`{"user":"ann","user":"bob"}`, `{"user":"a\u0000"}`, `{"user":"ann","ttlSeconds":1e9}`, `{"user":"ann","meta":{"a":1,"a":2}}`, "{\"user\":\"\xff\"}", `{"user":"ann"} {}`, "\ufeff{}",
+	} {
 		f.Add(seed)
 	}
 	records := openRecords(f)
@@ -114,8 +116,10 @@ func FuzzHeartbeat(f *testing.F) {
 }
 
 func FuzzHeartbeats(f *testing.F) {
-	for _, seed := range []string{"", `{"heartbeats":[]}`, `{"heartbeats":[{"user":"ann"},{"user":""},7,null,{"user":"ann","x":1}]}`, `{"heartbeats":{}}`, `{"heartbeats":[[[[]]]]}`,
-		`{"leaves":[{"user":"ann"},{"seq":-1}]}`, `{"users":["ann","a b",null]}`} {
+	for _, seed := range []string{
+		"", `{"heartbeats":[]}`, `{"heartbeats":[{"user":"ann"},{"user":""},7,null,{"user":"ann","x":1}]}`, `{"heartbeats":{}}`, `{"heartbeats":[[[[]]]]}`,
+		`{"leaves":[{"user":"ann"},{"seq":-1}]}`, `{"users":["ann","a b",null]}`,
+	} {
 		f.Add(seed)
 	}
 	records := openRecords(f)
@@ -140,8 +144,10 @@ func FuzzHeartbeats(f *testing.F) {
 
 // FuzzPaths puts text where an id is in a path.
 func FuzzPaths(f *testing.F) {
-	for _, seed := range []string{"ann", "a%3Ab", "a%2Fb", "a%252Fb", "%2e%2E", ".", "..", "", "/", "a/../b", "%", "%zz", "%00", "%ff", "é", "a;b", "a?b#c", "query", "events", strings.Repeat("x", 200),
-		"ABCDEFGHIJKLM-ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLM-ABCDEFGHIJKLMNOP:r1"} {
+	for _, seed := range []string{
+		"ann", "a%3Ab", "a%2Fb", "a%252Fb", "%2e%2E", ".", "..", "", "/", "a/../b", "%", "%zz", "%00", "%ff", "é", "a;b", "a?b#c", "query", "events", strings.Repeat("x", 200),
+		"ABCDEFGHIJKLM-ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLM-ABCDEFGHIJKLMNOP:r1",
+	} {
 		f.Add(seed)
 	}
 	records := openRecords(f)
@@ -180,8 +186,10 @@ func FuzzPaging(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{"limit=1&continuation=" + page.Continuation, "continuation=" + eventlog.Continuation("ann", "7 x"), "continuation=" + eventlog.Continuation("ann", "-9223372036854775809"),
-		"continuation=1", "limit=0", "limit=100", "limit=%31", "limit=+1", "%", "a;b", "limit=5&limit=6", "continuation=%00"} {
+	for _, seed := range []string{
+		"limit=1&continuation=" + page.Continuation, "continuation=" + eventlog.Continuation("ann", "7 x"), "continuation=" + eventlog.Continuation("ann", "-9223372036854775809"),
+		"continuation=1", "limit=0", "limit=100", "limit=%31", "limit=+1", "%", "a;b", "limit=5&limit=6", "continuation=%00",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {

@@ -225,8 +225,12 @@ func TestRejectingFails(t *testing.T) {
 func TestHeartbeatMessagesInAnyOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
+	begin := time.Now().Add(-time.Minute)
 	message := func(n int) delivered {
-		return delivered{ID: fmt.Sprint("m-", n), Body: fmt.Sprintf(`{"user":"ann","seq":%d,"meta":{"n":%d}}`, n, n)}
+		return delivered{
+			ID: fmt.Sprint("m-", n), EnqueuedAt: begin.Add(time.Duration(n) * time.Second),
+			Body: fmt.Sprintf(`{"user":"ann","ttlSeconds":3600,"seq":%d,"meta":{"n":%d}}`, n, n),
+		}
 	}
 	b.succeeds("HeartbeatMessages", message(2), message(1), message(4))
 	b.succeeds("HeartbeatMessages", message(2), message(3), message(4), message(1))

@@ -80,8 +80,10 @@ func TestHeartbeatTakesEveryBound(t *testing.T) {
 		groups[i] = fmt.Sprint("group-", i)
 	}
 	meta := object{"text": strings.Repeat("x", 1024-len(`{"text":""}`))}
-	b.beat(object{"user": strings.Repeat("u", 128), "session": "AZaz09._~:@|+=-", "ttlSeconds": 3600, "graceSeconds": 600,
-		"groups": groups, "meta": meta, "seq": 1<<53 - 1})
+	b.beat(object{
+		"user": strings.Repeat("u", 128), "session": "AZaz09._~:@|+=-", "ttlSeconds": 3600, "graceSeconds": 600,
+		"groups": groups, "meta": meta, "seq": 1<<53 - 1,
+	})
 	b.beat(object{"user": "...", "ttlSeconds": 5, "graceSeconds": 0, "groups": []string{}, "meta": object{}, "seq": 0})
 	b.beat(object{"user": "nulls", "session": nil, "ttlSeconds": nil, "graceSeconds": nil, "groups": nil, "meta": nil, "seq": nil})
 	b.beat(`{"user":"spaces" , "meta" : { "a" : [ 1 , {} ] , "é\u0000" : "\ud83d\ude00" } } ` + "\n")
@@ -172,8 +174,10 @@ func TestTraceparentReachesTheEvent(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-	odd := []string{"", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", "01" + trace[2:], strings.ToUpper(trace), trace + "-x",
-		strings.ReplaceAll(trace, "-", "_"), "00-" + strings.Repeat("0", 32) + trace[35:], trace[:36] + strings.Repeat("0", 16) + trace[52:], "00-" + strings.Repeat("-", 32) + trace[35:], trace[:36] + "\n" + trace[37:]}
+	odd := []string{
+		"", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", "01" + trace[2:], strings.ToUpper(trace), trace + "-x",
+		strings.ReplaceAll(trace, "-", "_"), "00-" + strings.Repeat("0", 32) + trace[35:], trace[:36] + strings.Repeat("0", 16) + trace[52:], "00-" + strings.Repeat("-", 32) + trace[35:], trace[:36] + "\n" + trace[37:],
+	}
 	for i, h := range append(odd, trace) {
 		user := fmt.Sprint("user-", i)
 		header := http.Header{"Traceparent": {strings.ReplaceAll(h, "\n", "\t")}}

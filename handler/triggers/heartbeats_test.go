@@ -38,8 +38,10 @@ func TestHeartbeatsAreJudgedOneByOne(t *testing.T) {
 	if got.Accepted != 3 || got.Deferred != 0 || got.Stale != 1 || !paced(got.BeatAfterSeconds, 30) {
 		t.Errorf("%+v", got)
 	}
-	want := map[int]string{1: "/user", 2: "object", 4: "/ttlSeconds must be a whole number of seconds between 5 and 3600",
-		6: "/colour is not a known field", 7: "/user must not be empty", 8: "/meta must be a JSON object"}
+	want := map[int]string{
+		1: "/user", 2: "object", 4: "/ttlSeconds must be a whole number of seconds between 5 and 3600",
+		6: "/colour is not a known field", 7: "/user must not be empty", 8: "/meta must be a JSON object",
+	}
 	for _, r := range got.Rejected {
 		if text, ok := want[r.Index]; !ok || !strings.Contains(r.Detail, text) {
 			t.Errorf("rejected %+v, want %q", r, text)

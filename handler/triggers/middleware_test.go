@@ -36,6 +36,7 @@ type failing struct {
 func (f failing) Heartbeat(ctx context.Context, _ presence.Beat) (presence.Receipt, error) {
 	return presence.Receipt{}, f.fail(ctx)
 }
+
 func (f failing) Heartbeats(ctx context.Context, _ []presence.Beat) (presence.BulkReceipt, error) {
 	return presence.BulkReceipt{BeatAfter: time.Second}, f.fail(ctx)
 }
@@ -43,15 +44,19 @@ func (f failing) Leave(ctx context.Context, _ presence.Leave) error { return f.f
 func (f failing) Leaves(ctx context.Context, _ []presence.Leave) ([]presence.Rejection, error) {
 	return nil, f.fail(ctx)
 }
+
 func (f failing) User(ctx context.Context, _ string) (presence.User, error) {
 	return presence.User{}, f.fail(ctx)
 }
+
 func (f failing) Users(ctx context.Context, _ []string) ([]presence.User, error) {
 	return nil, f.fail(ctx)
 }
+
 func (f failing) Event(ctx context.Context, _ string) (eventlog.Record, error) {
 	return eventlog.Record{}, f.fail(ctx)
 }
+
 func (f failing) UserEvents(ctx context.Context, _ string, _ int, _ string) (eventlog.Page, error) {
 	return eventlog.Page{}, f.fail(ctx)
 }
@@ -59,6 +64,7 @@ func (f failing) Replay(ctx context.Context, _ string) error                 { r
 func (f failing) Process(ctx context.Context, _ []worker.Delivery) error     { return f.fail(ctx) }
 func (f failing) DeadLetters(ctx context.Context, _ []worker.Delivery) error { return f.fail(ctx) }
 func (f failing) Supervise(time.Time) []string                               { _ = f.fail(context.Background()); return nil }
+
 func (f failing) Health(ctx context.Context) map[string]triggers.Part {
 	_ = f.fail(ctx)
 	return map[string]triggers.Part{}

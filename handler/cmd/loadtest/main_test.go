@@ -33,8 +33,10 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %+v, %v", c.args, o, err)
 		}
 	}
-	for _, args := range []string{"-pace 0", "-pace slow", "-users 0", "-invocations -1", "-workers 0", "-maxclients 0", "-processes -1", "more",
-		"-redis-url redis://r", "-queue-url http://a", "-url http://a -processes 2", "-unknown"} {
+	for _, args := range []string{
+		"-pace 0", "-pace slow", "-users 0", "-invocations -1", "-workers 0", "-maxclients 0", "-processes -1", "more",
+		"-redis-url redis://r", "-queue-url http://a", "-url http://a -processes 2", "-unknown",
+	} {
 		if _, _, err := parse(strings.Fields(args)); err == nil {
 			t.Errorf("%s: no error", args)
 		}

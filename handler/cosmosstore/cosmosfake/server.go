@@ -267,7 +267,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // clock is the time as the account tells it.
-func (s *Server) clock() time.Time { return time.Now().Add(s.config.Ahead) }
+func (s *Server) clock() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Add(s.config.Ahead)
+}
+
+// SetDenied changes Config.Denied.
+func (s *Server) SetDenied(denied bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.config.Denied = denied
+}
+
+// SetAhead changes Config.Ahead.
+func (s *Server) SetAhead(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.config.Ahead = d
+}
 
 // begin counts the request and returns the fault that it meets.
 func (s *Server) begin(r *request) Fault {
@@ -395,7 +413,10 @@ func (s *Server) authorize(r *request) *response {
 		if s.config.Token == "" || parts["sig"] != s.config.Token {
 			return refuse(http.StatusUnauthorized, 0, "The token is not valid for this account.")
 		}
-		if s.config.Denied {
+		s.mu.Lock()
+		denied := s.config.Denied
+		s.mu.Unlock()
+		if denied {
 			return refuse(http.StatusForbidden, 5300, "Request blocked by Auth: principal does not have required RBAC permissions.")
 		}
 		return nil

@@ -171,8 +171,10 @@ func largestEvent(t *testing.T, s Store) {
 // expiredKey: the expiry of a foreign key is kept like any event, and is none of the user of the same name.
 func expiredKey(t *testing.T, s Store) {
 	id := presence.KeyEventID("ada", detectedAt.UnixMilli(), 1)
-	e := presence.Event{ID: id, Type: presence.KeyExpired, Key: "ada", Epoch: detectedAt.UnixMilli(), Reason: presence.ReasonExpired,
-		DetectedAt: detectedAt, Life: "life-1", Traceparent: presence.TraceparentOf(id)}
+	e := presence.Event{
+		ID: id, Type: presence.KeyExpired, Key: "ada", Epoch: detectedAt.UnixMilli(), Reason: presence.ReasonExpired,
+		DetectedAt: detectedAt, Life: "life-1", Traceparent: presence.TraceparentOf(id),
+	}
 	write(t, s, Sent(e), Sent(Offline("ada", 1)))
 	if diff := cmp.Diff(e, event(t, s, id).Event, sameJSON); diff != "" {
 		t.Errorf("read back (-want +got):\n%s", diff)

@@ -41,8 +41,10 @@ func StartClusterTLS(t testing.TB, a *Authority, name string, primaries int, arg
 
 func startCluster(t testing.TB, start func(testing.TB, ...string) *Redis, primaries, replicas int, args []string) *Cluster {
 	t.Helper()
-	c := &Cluster{start: start, args: append([]string{"--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
-		"--cluster-allow-replica-migration", "no", "--repl-diskless-sync-delay", "0"}, args...)}
+	c := &Cluster{start: start, args: append([]string{
+		"--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+		"--cluster-allow-replica-migration", "no", "--repl-diskless-sync-delay", "0",
+	}, args...)}
 	for range primaries {
 		c.Primaries = append(c.Primaries, c.start(t, c.args...))
 	}
@@ -108,6 +110,7 @@ func (c *Cluster) Owner(t testing.TB, slot int) *Redis {
 	t.Helper()
 	for _, r := range c.nodes() {
 		client := r.Client()
+		//lint:ignore SA1019 CLUSTER SHARDS needs Redis 7, and 6.2 is supported
 		ranges, err := client.ClusterSlots(t.Context()).Result()
 		_ = client.Close()
 		if err != nil {
@@ -151,16 +154,35 @@ func (c *Cluster) MoveKeys(t testing.TB, slot, limit int, source, target *Redis)
 func (c *Cluster) EndMove(t testing.TB, slot int, target *Redis) {
 	t.Helper()
 	id := c.ID(t, target)
-	c.do(t, target, "cluster", "setslot", slot, "node", id)
+	c.do(t, target, "cluster", "setslot", slot, "node", id) // the target first: until it knows, nobody may
 	for _, r := range c.nodes() {
-		c.do(t, r, "cluster", "setslot", slot, "node", id)
+		client := r.Client()
+		info, err := client.Info(t.Context(), "replication").Result()
+		_ = client.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(info, "role:master") {
+			c.do(t, r, "cluster", "setslot", slot, "node", id)
+		}
 	}
 }
 
 // Failover has a replica take its primary's place, and returns when all nodes know.
 func (c *Cluster) Failover(t testing.TB, replica *Redis) {
 	t.Helper()
-	c.do(t, replica, "cluster", "failover")
+	var asked time.Time
+	Eventually(t, "the replica is primary", func(ctx context.Context, client *redis.Client) (bool, error) {
+		role, err := client.Do(ctx, "role").Slice()
+		if err != nil || role[0] == "master" {
+			return err == nil, err
+		}
+		if time.Since(asked) > 2*time.Second { // a primary that is slow to agree ends the attempt
+			asked = time.Now()
+			err = client.ClusterFailover(ctx).Err()
+		}
+		return false, err
+	}, replica)
 	id := c.ID(t, replica)
 	for _, r := range c.nodes() {
 		Eventually(t, "the replica is primary to all", func(ctx context.Context, client *redis.Client) (bool, error) {

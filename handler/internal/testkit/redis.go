@@ -81,8 +81,10 @@ func freeAddr() (string, error) {
 // Run starts the server again, on the same port and folder, after Stop or Kill.
 func (r *Redis) Run() error {
 	_, port, _ := net.SplitHostPort(r.Addr)
-	args := append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", r.dir, "--save", "", "--daemonize", "no",
-		"--notify-keyspace-events", "Ex", "--loglevel", "warning"}, r.args...)
+	args := append([]string{
+		"--bind", "127.0.0.1", "--port", port, "--dir", r.dir, "--save", "", "--daemonize", "no",
+		"--notify-keyspace-events", "Ex", "--loglevel", "warning",
+	}, r.args...)
 	r.cmd = exec.Command(cmp.Or(os.Getenv("REDIS_SERVER"), "redis-server"), args...)
 	r.cmd.Stderr = os.Stderr
 	if err := r.cmd.Start(); err != nil {

@@ -91,8 +91,10 @@ const Forever = -1
 
 // ServerBusy is how Service Bus answers a send when the namespace is throttled.
 func ServerBusy(queue string) Fault {
-	return Fault{On: OnSend, Queue: queue, Kind: Reject, Condition: "com.microsoft:server-busy",
-		Description: "The request was terminated because the namespace stub is being throttled. Error code : 50009. Please wait 2 seconds and try again."}
+	return Fault{
+		On: OnSend, Queue: queue, Kind: Reject, Condition: "com.microsoft:server-busy",
+		Description: "The request was terminated because the namespace stub is being throttled. Error code : 50009. Please wait 2 seconds and try again.",
+	}
 }
 
 // Message is one message as the broker holds it.
@@ -264,8 +266,10 @@ func (b *Broker) ConnectionString() string {
 func (b *Broker) CreateQueue(name string, o QueueOptions) {
 	b.tb.Helper()
 	options := map[string]any{"duplicateDetection": o.DuplicateDetection, "requiresSession": o.RequiresSession}
-	for key, n := range map[string]int{"maxDeliveryCount": o.MaxDeliveryCount, "lockMs": int(o.Lock.Milliseconds()),
-		"maxMessageBytes": o.MaxMessageBytes, "maxBatchBytes": o.MaxBatchBytes} {
+	for key, n := range map[string]int{
+		"maxDeliveryCount": o.MaxDeliveryCount, "lockMs": int(o.Lock.Milliseconds()),
+		"maxMessageBytes": o.MaxMessageBytes, "maxBatchBytes": o.MaxBatchBytes,
+	} {
 		if n > 0 {
 			options[key] = n
 		}
@@ -299,8 +303,10 @@ func (b *Broker) Plan(faults ...Fault) {
 		case Forever:
 			times = 0
 		}
-		body[i] = map[string]any{"on": f.On, "queue": f.Queue, "kind": f.Kind, "times": times, "condition": f.Condition,
-			"description": f.Description, "status": f.Status, "ms": f.Delay.Milliseconds()}
+		body[i] = map[string]any{
+			"on": f.On, "queue": f.Queue, "kind": f.Kind, "times": times, "condition": f.Condition,
+			"description": f.Description, "status": f.Status, "ms": f.Delay.Milliseconds(),
+		}
 	}
 	b.call(http.MethodPost, "/faults", body, nil)
 }
