@@ -175,6 +175,7 @@ func (a *app) subscribe(ctx context.Context) {
 		return
 	}
 	a.redis.Subscribe(ctx, s, func(err error) {
+		a.breaker.ConnectionLost()
 		a.log.DebugContext(ctx, "the Redis subscription was lost; it is made again", "error", err)
 	})
 }

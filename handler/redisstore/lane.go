@@ -64,6 +64,11 @@ func (l *lane[T]) run() {
 		case item := <-l.queue:
 			batch = append(batch[:0], item)
 		}
+		select {
+		case <-l.quit: // it was closed during the flush before
+			return
+		default:
+		}
 		for gathering := true; gathering && len(batch) < laneBatch; {
 			select {
 			case item := <-l.queue:
