@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,8 +121,10 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Pause()
+	defer server.Resume()
 	var requests sync.WaitGroup
-	for range 10 {
+	var left atomic.Int64
+	for range laneBatch + 10 { // more than one flush takes
 		for _, call := range []func() error{
 			func() error {
 				_, err := store.Heartbeats(context.Background(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}})
@@ -133,8 +136,12 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 			},
 		} {
 			requests.Go(func() {
-				if err := call(); presence.KindOf(err) != presence.Unavailable {
+				err := call()
+				if presence.KindOf(err) != presence.Unavailable {
 					t.Error(err)
+				}
+				if errors.Is(err, errLaneEnded) {
+					left.Add(1)
 				}
 			})
 		}
@@ -142,13 +149,21 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 	testkit.Eventually(t, "requests wait", func(context.Context, *redis.Client) (bool, error) {
 		return len(store.beats.queue) > 0 && len(store.reads.queue) > 0, nil
 	}, server)
-	_ = client.Close() // the flushes that are under way fail
-	store.Close()
+	closed := make(chan struct{})
+	go func() {
+		store.Close()
+		close(closed)
+	}()
+	<-store.beats.quit
+	_ = client.Close() // ends the flushes that are under way
+	<-closed
 	requests.Wait()
+	if left.Load() == 0 {
+		t.Error("no request was waiting")
+	}
 	if _, err := store.Heartbeats(context.Background(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}}); !errors.Is(err, errLaneEnded) {
 		t.Error(err)
 	}
-	server.Resume()
 }
 
 // TestAPanicInAFlushEndsIt: it is the error of its requests, and the next ones are served.

@@ -259,8 +259,9 @@ func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscribe
 			if before != nil {
 				before.catchUp()
 				before.cancel()
+				<-before.ended
 				before = nil
-				current.catchUp()
+				current.catchUp() // with all that both brought
 				told.share(false)
 			}
 			if c.endpoint.Life > 0 {
