@@ -75,8 +75,9 @@ loadtest: stage ## 10,000 users, 35,000 invocations, report in loadtest.html: PA
 	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost && $(BUILD) -o $(BIN)/loadtest ./handler/cmd/loadtest
 	@$(BIN)/loadtest $(if $(PACE),-pace $(PACE)) $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(NAIVE),-naive)
 
-bench-azure: setup ## deadline to Service Bus, relay rate and Cosmos cost, against the stand-ins of the tests
-	@go test ./handler/azuretest -run '^$$' -bench . -benchtime 1x -timeout 20m
+bench-azure: setup ## deadline to Service Bus, relay rate, Cosmos cost, on the stand-ins of the tests: BENCH=Relay IDLE=10m
+	@set -o pipefail; go test ./handler/azuretest -run '^$$' -bench '$(or $(BENCH),.)' -benchtime 1x -timeout 60m -args -idle $(or $(IDLE),0s) \
+		| grep --line-buffered -E ' bar |^(ok|FAIL|panic)|_test\.go:[0-9]+:'
 
 ## Package and publish
 

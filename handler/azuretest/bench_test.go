@@ -32,7 +32,7 @@ func line(b *testing.B, met bool, bar, format string, args ...any) {
 		verdict = "NOT met"
 		b.Fail()
 	}
-	fmt.Printf("%-116s bar %-16s %s\n", fmt.Sprintf(format, args...), bar, verdict)
+	fmt.Printf("\n%-116s bar %-16s %s\n", fmt.Sprintf(format, args...), bar, verdict) // the name of the benchmark stands in the line
 }
 
 // lateness of the messages of sessions that expired, sorted: from the deadline to the claim, and from the deadline to
@@ -180,23 +180,31 @@ func benchRelay(b *testing.B, log string) {
 }
 
 // outbox counts the events that wait in Redis.
-func (r *rig) outbox() int {
+func (r *rig) outbox() (n int) {
+	r.tb.Helper()
+	for _, waiting := range r.outboxes() {
+		n += waiting
+	}
+	return n
+}
+
+// outboxes counts the events that wait in each partition.
+func (r *rig) outboxes() (waiting [16]int) {
 	r.tb.Helper()
 	client := redis.NewClient(&redis.Options{Addr: r.redis.Addr})
 	defer client.Close()
 	pipe := client.Pipeline()
-	for p := range 16 {
+	for p := range waiting {
 		pipe.XLen(context.Background(), fmt.Sprintf("uc{p%d}/outbox", p))
 	}
 	lengths, err := pipe.Exec(context.Background())
 	if err != nil {
 		r.tb.Fatal(err)
 	}
-	n := 0
-	for _, l := range lengths {
-		n += int(l.(*redis.IntCmd).Val())
+	for p, l := range lengths {
+		waiting[p] = int(l.(*redis.IntCmd).Val())
 	}
-	return n
+	return waiting
 }
 
 // BenchmarkRequestUnits counts what Cosmos DB charges for an event on its whole way.

@@ -3,11 +3,13 @@ package azuretest
 import (
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"userconnectivity/handler/cosmosstore/cosmosfake"
+	"userconnectivity/handler/presence"
 )
 
 // unavailable is the account of a region that is down.
@@ -37,6 +39,9 @@ func TestBrokerIsDown(t *testing.T) {
 	says(t, p.detail("queue"), "40 events wait in the outbox", "queue "+eventsQueue+" of "+r.gate.addr, "it cannot be reached",
 		"az servicebus namespace network-rule-set show")
 	says(t, p.detail("listener"), "events wait in the outbox", "it cannot be reached")
+	api := r.start("AzureWebJobs_ExpirationListener_Disabled=true", "WEBSITE_INSTANCE_ID=api")
+	p = api.waitHealth("an app without the listener tells too", func(p health) bool { return p.detail("queue") != "" })
+	says(t, p.detail("queue"), "events wait in the outbox (the listener's app tells how many)", "it cannot be reached")
 
 	r.gate.open()
 	messages := r.waitMessages(45)
@@ -123,6 +128,55 @@ func TestThrottledForLong(t *testing.T) {
 	messages := r.waitMessages(7)
 	r.account.Faults(nil)
 	r.waitPath("detected queued", messages...)
+}
+
+// TestSlowUsersHoldUpNoOthers has the log keep its answers about some users, in more partitions than the relay has
+// slots: all events of the other partitions go on.
+func TestSlowUsersHoldUpNoOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.start()
+	slow, others := users("slow", 16), users("u", 64)
+	ofSlow := map[string]bool{}
+	for _, user := range slow {
+		ofSlow[presence.PartitionKey(user)] = true
+	}
+	held := make(chan struct{})
+	var tries atomic.Int64
+	r.account.Faults(func(o cosmosfake.Operation) *cosmosfake.Fault {
+		if pk, _ := presence.PartitionKeyOf(o.ID); o.Kind == "create" && ofSlow[pk] {
+			tries.Add(1)
+			return &cosmosfake.Fault{Hold: held}
+		}
+		return nil
+	})
+	h.beat(slow, map[string]any{"ttlSeconds": 600})
+	r.waitMessages(len(slow))
+	before, hanging := r.outboxes(), 0
+	for _, waiting := range before {
+		if waiting > 0 {
+			hanging++
+		}
+	}
+	if hanging < 9 || hanging > 12 {
+		t.Fatalf("%d of 16 partitions hang: %v", hanging, before)
+	}
+	h.beat(others, map[string]any{"ttlSeconds": 600})
+	wait(t, "the other partitions are relayed", func() (bool, any) {
+		now := r.outboxes()
+		for p, waiting := range before {
+			if waiting == 0 && now[p] > 0 {
+				return false, now
+			}
+		}
+		return true, now
+	})
+	if n := tries.Load(); n != int64(len(slow)) {
+		t.Errorf("the others waited until %d slow users were tried %d times", len(slow), n)
+	}
+	close(held)
+	r.account.Faults(nil)
+	r.waitPath("detected queued", r.waitMessages(len(slow)+len(others))...)
 }
 
 // TestKilledBetweenSendAndLog kills the handler when the broker has events that the log has not. The next process

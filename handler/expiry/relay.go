@@ -9,10 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/presence"
@@ -31,10 +28,14 @@ type appender interface {
 }
 
 const (
-	// relayBatch is how many events are sent and logged at once.
+	// relayBatch is how many events are sent and logged at once: usually 1 KiB each, at most about 16 (see send).
 	relayBatch = 500
-	// relayWorkers is how many partitions are relayed at the same time.
-	relayWorkers = 4
+	// relayWorkers is how many batches are under way at the same time, each of another partition; as many again are of
+	// partitions whose last try failed. It bounds memory and requests while there is a backlog.
+	relayWorkers = 8
+	// lendAfter is how long a batch counts as one of them. One that takes longer waits for somebody else, as a log that
+	// hangs, and holds up no other partition.
+	lendAfter = 500 * time.Millisecond
 	// relayTimeout bounds reading a batch, and bringing one to a queue: send, log, acknowledge.
 	relayTimeout = 30 * time.Second
 	// routeTimeout bounds a send to the queue of a route, and routeRest is how long one that failed is left alone: the
@@ -61,13 +62,14 @@ type Relay struct {
 	to     queue.Destinations
 	log    *slog.Logger
 
-	wake    chan struct{}
-	waiting []atomic.Bool // by partition: something may be in its outbox
-	batches []*batch      // by partition: read and not yet acknowledged; each is used by one goroutine at a time
+	bells   []chan struct{} // by partition: something may be in its outbox
+	batches []*batch        // by partition: read and not yet acknowledged; each is used by one goroutine at a time
+	steady  slots           // for partitions that are well
+	retries slots           // for those whose last try failed
 
 	mu      sync.Mutex
 	relayed int64
-	fault   string
+	faults  map[int]string     // of the last try, by partition
 	failing map[string]failure // queues of routes
 }
 
@@ -80,10 +82,12 @@ type failure struct {
 // batch is what was read from one partition.
 type batch struct {
 	parcels []*parcel // what is not acknowledged
-	own     string    // entries of an earlier run of this relay were looked for up to here
+	failed  bool      // the last try
+	own     string    // entries that this relay was given before were looked for up to here
 	fresh   bool      // all of them
 	inherit bool      // entries of dead relays are to be looked for
 	looked  string    // up to here
+	due     time.Time // when they are to be looked for again
 }
 
 // parcel is the entries of a batch that go to one queue, and how far they got.
@@ -96,74 +100,73 @@ type parcel struct {
 // NewRelay returns a Relay that sends to the given queues. A Listener runs it.
 func NewRelay(o *redisstore.Outbox, partitions int, s sender, a appender, codec queue.Codec, to queue.Destinations, log *slog.Logger) *Relay {
 	r := &Relay{
-		outbox: o, sender: s, events: a, codec: codec, to: to, log: log, failing: map[string]failure{},
-		wake: make(chan struct{}, 1), waiting: make([]atomic.Bool, partitions), batches: make([]*batch, partitions),
+		outbox: o, sender: s, events: a, codec: codec, to: to, log: log,
+		bells: make([]chan struct{}, partitions), batches: make([]*batch, partitions),
+		steady: make(slots, relayWorkers), retries: make(slots, relayWorkers),
+		faults: map[int]string{}, failing: map[string]failure{},
 	}
-	for p := range r.batches {
-		r.batches[p] = &batch{}
+	for p := range partitions {
+		r.bells[p], r.batches[p] = make(chan struct{}, 1), &batch{}
 	}
 	return r
 }
 
-// ring tells that a partition's outbox may hold something.
-func (r *Relay) ring(partition int) {
-	r.waiting[partition].Store(true)
-	r.wakeUp()
+// slots bound how many batches are under way: one element for each.
+type slots chan struct{}
+
+// take waits for a slot. It is given back by done, or lendAfter later if that is sooner. It returns the error of ctx.
+func (s slots) take(ctx context.Context) (done func(), err error) {
+	select {
+	case s <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	giveBack := func() { <-s }
+	lend := time.AfterFunc(lendAfter, giveBack)
+	return func() {
+		if lend.Stop() {
+			giveBack()
+		}
+	}, nil
 }
 
-func (r *Relay) wakeUp() {
+// ring tells that a partition's outbox may hold something.
+func (r *Relay) ring(partition int) {
 	select {
-	case r.wake <- struct{}{}:
+	case r.bells[partition] <- struct{}{}:
 	default: // one ring waits already
 	}
 }
 
-// loop relays what the rings announce, and now and then takes over what dead relays left.
+// loop relays what the rings announce, each partition by itself: one whose queue or log is slow holds up no other.
 func (r *Relay) loop(ctx context.Context) {
+	var all sync.WaitGroup
+	for p := range r.bells {
+		all.Go(func() { r.tend(ctx, p) })
+	}
+	all.Wait()
+}
+
+// tend relays one partition at each ring, and by itself after a fault.
+func (r *Relay) tend(ctx context.Context, p int) {
 	backoff := retryWait
-	takeOver := time.NewTicker(takeOverEvery)
-	defer takeOver.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return
-		case <-takeOver.C:
-			// Each partition looks at its next ring: one whose outbox is empty has nothing to inherit.
-			for _, b := range r.batches {
-				b.inherit = true
-			}
-			continue
-		case <-r.wake:
+		case <-r.bells[p]:
 		}
-		err := r.relayWaiting(ctx)
-		r.note(ctx, err)
+		err := r.drainSafely(ctx, p)
+		r.note(ctx, p, err)
 		if err == nil {
 			backoff = retryWait
 			continue
 		}
+		r.batches[p].failed = true
 		sleep(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
-		r.wakeUp() // what failed is still marked as waiting
+		r.ring(p)
 	}
-}
-
-// relayWaiting relays the waiting partitions, some at a time.
-func (r *Relay) relayWaiting(ctx context.Context) error {
-	var g errgroup.Group // not bound to the first fault: a partition that fails must not stop the others
-	g.SetLimit(relayWorkers)
-	for p := range r.waiting {
-		if !r.waiting[p].Swap(false) {
-			continue
-		}
-		g.Go(func() error {
-			if err := r.drainSafely(ctx, p); err != nil {
-				r.waiting[p].Store(true)
-				return fmt.Errorf("relay partition %d: %w", p, err)
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }
 
 // drainSafely drains, and makes a panic the fault of that partition alone: outside of its goroutine nobody could
@@ -178,30 +181,47 @@ func (r *Relay) drainSafely(ctx context.Context, p int) (err error) {
 	return r.drain(ctx, p)
 }
 
-// drain relays one partition until its outbox has nothing new. A batch that failed is taken up where it
-// stopped: what was sent is not sent again.
+// drain relays one partition until its outbox has nothing new.
 func (r *Relay) drain(ctx context.Context, p int) error {
-	b := r.batches[p]
-	for ctx.Err() == nil {
-		if len(b.parcels) == 0 {
-			entries, err := r.read(ctx, b, p)
-			if err != nil {
-				return err
-			}
-			if len(entries) == 0 {
-				return nil
-			}
-			b.parcels = r.parcels(entries)
-		}
-		if err := r.deliver(ctx, p); err != nil {
+	for {
+		more, err := r.step(ctx, p)
+		if err != nil || !more {
 			return err
 		}
 	}
-	return ctx.Err()
 }
 
-// read returns entries that an earlier run of this relay left, then those that a dead relay left or whose route's
-// queue failed, then new ones.
+// step relays one batch, and reports whether there was one. A batch that failed is taken up where it stopped: what was
+// sent is not sent again.
+func (r *Relay) step(ctx context.Context, p int) (more bool, err error) {
+	b, bound := r.batches[p], r.steady
+	if b.failed {
+		bound = r.retries // who hangs again and again takes no slot of those that are well
+	}
+	done, err := bound.take(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	if len(b.parcels) == 0 {
+		entries, err := r.read(ctx, b, p)
+		if err != nil {
+			// Redis may have given us entries all the same, and the answer was lost: they are looked for first.
+			b.own, b.fresh = "", false
+			return false, err
+		}
+		b.parcels = r.parcels(entries)
+	}
+	more = len(b.parcels) > 0
+	if err := r.deliver(ctx, p); err != nil {
+		return false, err
+	}
+	b.failed = false
+	return more, nil
+}
+
+// read returns entries that this relay was given before and lost, by a restart or by a failed read, then those that a
+// dead relay left or whose route's queue failed, then new ones.
 func (r *Relay) read(ctx context.Context, b *batch, p int) (entries []redisstore.Entry, err error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
@@ -214,6 +234,10 @@ func (r *Relay) read(ctx context.Context, b *batch, p int) (entries []redisstore
 			return entries, nil
 		}
 		b.fresh = true
+	}
+	// One whose outbox is empty has nothing to inherit: nobody rings.
+	if now := time.Now(); !now.Before(b.due) {
+		b.inherit, b.due = true, now.Add(takeOverEvery)
 	}
 	if b.inherit {
 		entries, b.looked, err = r.outbox.TakeOver(ctx, p, takeOverIdle, b.looked, relayBatch)
@@ -299,11 +323,12 @@ func (r *Relay) bring(ctx context.Context, p int, c *parcel) error {
 // errResting is the fault of a queue that is left alone for a while.
 var errResting = errors.New("it failed a moment ago")
 
+// send sends a parcel. No event is too large for a queue, whose least limit is 256 KiB (tier Standard): that of a user
+// has about 16 KiB at most (32 sessions of 213 bytes are 7, 16 groups 2, a meta of 1,024 bytes 6 where JSON escapes each, the
+// rest 1), that of a foreign key 11 KiB (its 1,024 bytes come three times, and JSON escapes them).
 func (r *Relay) send(ctx context.Context, c *parcel) error {
-	if r.isRoute(c.to) {
-		if _, failed := r.failed(c.to, routeRest); failed {
-			return errResting
-		}
+	if r.isRoute(c.to) && r.resting(c.to) {
+		return errResting
 	}
 	messages := make([]queue.Message, len(c.entries))
 	for i, e := range c.entries {
@@ -331,27 +356,30 @@ func history(entries []redisstore.Entry, end eventlog.Step) []eventlog.Update {
 	return updates
 }
 
-// note records how the last round went; one line tells of an outage's begin, one of its end.
-func (r *Relay) note(ctx context.Context, err error) {
-	r.mu.Lock()
-	before := r.fault
-	r.fault = ""
-	if err != nil && ctx.Err() == nil {
-		r.fault = err.Error()
+// note records how the last try of a partition went; one line tells of an outage's begin, one of its end.
+func (r *Relay) note(ctx context.Context, p int, err error) {
+	if err != nil && ctx.Err() != nil {
+		return // it was broken off: nothing new is known
 	}
-	now := r.fault
+	r.mu.Lock()
+	before := len(r.faults)
+	delete(r.faults, p)
+	if err != nil {
+		r.faults[p] = err.Error()
+	}
+	now := len(r.faults)
 	r.mu.Unlock()
 	switch {
-	case before == "" && now != "":
-		r.log.WarnContext(ctx, "events cannot be relayed; they wait in the outbox", "error", now, "kind", presence.KindOf(err))
-	case before != "" && now == "" && ctx.Err() == nil:
+	case before == 0 && now > 0:
+		r.log.WarnContext(ctx, "events cannot be relayed; they wait in the outbox", "partition", p, "error", err, "kind", presence.KindOf(err))
+	case before > 0 && now == 0:
 		r.log.InfoContext(ctx, "events are relayed again")
 	}
 }
 
 // noteRoute records how a send to the queue of a route went, in the same way.
 func (r *Relay) noteRoute(ctx context.Context, to string, err error) {
-	_, failed := r.failed(to, routeMemory)
+	failed := r.failed(to)
 	r.mu.Lock()
 	delete(r.failing, to)
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
@@ -366,22 +394,47 @@ func (r *Relay) noteRoute(ctx context.Context, to string, err error) {
 	}
 }
 
-// failed returns how the last send to the queue of a route failed, if that is less than d ago.
-func (r *Relay) failed(to string, d time.Duration) (failure, bool) {
+// resting reports whether the queue of a route is left alone for now. After its rest one partition tries it, and the
+// others see what comes of it: a queue that hangs holds up one partition at a time.
+func (r *Relay) resting(to string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, failed := r.failing[to]
+	rested := time.Since(f.at)
+	if !failed || rested >= routeMemory {
+		return false
+	}
+	if rested < routeRest {
+		return true
+	}
+	f.at = time.Now()
+	r.failing[to] = f
+	return false
+}
+
+// failed reports whether the last send to the queue of a route failed, as far as that is remembered.
+func (r *Relay) failed(to string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f, ok := r.failing[to]
-	return f, ok && time.Since(f.at) < d
+	return ok && time.Since(f.at) < routeMemory
 }
 
+// progress returns how many events were relayed, and what fails, "" for nothing.
 func (r *Relay) progress() (relayed int64, fault string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	fault = r.fault
+	if failed := slices.Sorted(maps.Keys(r.faults)); len(failed) > 0 {
+		fault = fmt.Sprintf("partition %d: %s", failed[0], r.faults[failed[0]])
+		if more := len(failed) - 1; more > 0 {
+			fault += fmt.Sprintf(" (and %d more of %d partitions)", more, len(r.bells))
+		}
+		return r.relayed, fault
+	}
 	for _, to := range slices.Sorted(maps.Keys(r.failing)) {
-		if f := r.failing[to]; fault == "" && time.Since(f.at) < routeMemory {
-			fault = fmt.Sprintf("send to %s: %s", to, f.fault)
+		if f := r.failing[to]; time.Since(f.at) < routeMemory {
+			return r.relayed, fmt.Sprintf("send to %s: %s", to, f.fault)
 		}
 	}
-	return r.relayed, fault
+	return r.relayed, ""
 }
