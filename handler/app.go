@@ -55,7 +55,7 @@ type app struct {
 	cfg      config.Config
 	log      *slog.Logger
 	redis    *redisstore.Client
-	breaker  *maintenance.Breaker
+	breaker  *maintenance.Set
 	store    *redisstore.Store
 	deferred *deferral.Store
 	records  recordStore
@@ -72,7 +72,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	a := &app{cfg: cfg, log: log}
 	var err error
 	who := identity.New()
-	a.breaker = maintenance.New(maintenance.Config{Log: log, Ping: func(ctx context.Context) error { return a.redis.Ping(ctx) }})
+	a.breaker = maintenance.NewSet(maintenance.SetConfig{Log: log, Ping: func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) }})
 	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
 	a.records = newRecords(cfg, who)
@@ -81,7 +81,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	}
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
-	a.deferred = deferral.New(a.store, a.breaker.Open, deferral.Config{Log: log})
+	a.deferred = deferral.New(a.store, a.store.Away, deferral.Config{Log: log})
 	tracker := presence.NewTracker(a.deferred, a.records, cfg.SessionTTL)
 	// What comes over a queue is not kept in memory: the broker keeps it until it is applied.
 	queued := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
@@ -117,7 +117,10 @@ func (a *app) close() error {
 
 // redisEndpoint chooses how Redis is reached: by URL, by host and access key, or by host and identity.
 func redisEndpoint(cfg config.Config, who *identity.Identity) redisstore.Endpoint {
-	e := redisstore.Endpoint{URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey)}
+	e := redisstore.Endpoint{
+		URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey),
+		Unannounced: cfg.MaintenanceEvents == "off",
+	}
 	if e.URL == "" && e.Host != "" && e.AccessKey == "" {
 		e.Credentials, e.Life = who.Redis, identity.RedisConnectionLife
 	}
@@ -170,13 +173,23 @@ func (noSender) Ping(context.Context, string) error                  { return er
 func (a *app) subscribe(ctx context.Context) {
 	s := redisstore.Subscriber{Maintenance: func(text string) { a.breaker.Notify(maintenance.Parse(text, time.Now())) }}
 	if a.cfg.Listener {
-		s.Subscribed, s.Expired = a.listener.RingAll, a.listener.Ring
+		s.Expired = a.listener.Ring
 	} else if !a.maySubscribe(ctx) {
 		return
 	}
+	var down atomic.Bool
+	s.Subscribed = func() {
+		if a.cfg.Listener {
+			a.listener.RingAll()
+		}
+		if a.redis.Subscription() == nil && down.CompareAndSwap(true, false) {
+			a.log.InfoContext(ctx, "the Redis subscription stands again")
+		}
+	}
 	a.redis.Subscribe(ctx, s, func(err error) {
-		a.breaker.ConnectionLost()
-		a.log.DebugContext(ctx, "the Redis subscription was lost; it is made again", "error", err)
+		if down.CompareAndSwap(false, true) { // once for each outage, however often it is tried
+			a.log.WarnContext(ctx, "the Redis subscription does not stand; it is tried again until it does", "error", err)
+		}
 	})
 }
 
@@ -229,6 +242,7 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	if err != nil {
 		return fmt.Errorf("listen on FUNCTIONS_CUSTOMHANDLER_PORT: %w", err)
 	}
+	redisstore.LogTo(log)
 	a, err := build(cfg, log)
 	if err != nil {
 		return err

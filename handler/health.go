@@ -86,9 +86,9 @@ func (a *app) look(ctx context.Context, name string, check func(context.Context)
 }
 
 func (a *app) redisPart(ctx context.Context) triggers.Part {
+	err := a.store.Ping(ctx)
 	breaker := a.breaker.State()
 	part := triggers.Part{"status": "ok", "breaker": breaker.Status, "partitions": a.cfg.Partitions, "lastMaintenance": lastMaintenance(breaker.Events)}
-	err := a.store.Ping(ctx)
 	server, connections, connected := a.redis.Server()
 	perProcess := 1
 	if connected {
@@ -103,16 +103,36 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 		"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
 		"used": budget.Used(), "limit": budget.Limit,
 	}
+	if breaker.Nodes != nil {
+		part["nodes"] = nodeParts(breaker.Nodes)
+	}
 	warnings := budget.Warnings()
+	subscription := a.redis.Subscription()
+	_, allOpen := a.breaker.Open("")
 	switch {
-	case err != nil:
+	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
 		part["status"], part["detail"] = "down", err.Error()
 	case breaker.Status == maintenance.Open:
 		part["status"], part["detail"] = "degraded", breaker.Reason
+	case subscription != nil && !a.cfg.Listener: // else the listener's part tells
+		part["status"], part["detail"] = "degraded", "maintenance messages do not come in: "+subscription.Error()
 	case len(warnings) > 0:
 		part["status"], part["detail"] = "degraded", strings.Join(warnings, "; ")
 	}
 	return part
+}
+
+// nodeParts shows the breakers of a cluster's primaries.
+func nodeParts(nodes map[string]maintenance.State) map[string]any {
+	shown := make(map[string]any, len(nodes))
+	for node, s := range nodes {
+		part := map[string]any{"breaker": s.Status, "opened": s.Opened}
+		if s.Status == maintenance.Open {
+			part["detail"] = s.Reason
+		}
+		shown[node] = part
+	}
+	return shown
 }
 
 // lastMaintenance shows the last messages, newest first.
@@ -234,6 +254,7 @@ func (a *app) listenerPart(context.Context) triggers.Part {
 	if a.cfg.ExpirationRoutes != "" {
 		part["foreignKeys"] = map[string]any{"claimed": s.Foreign.Claimed, "notHolder": s.Foreign.NotHolder, "dropped": s.Foreign.Dropped}
 	}
+	subscription := a.redis.Subscription()
 	switch {
 	case !s.Running || s.Lag(now) > worryingLag:
 		part["status"], part["detail"] = "degraded", "no sweep has succeeded for "+s.Lag(now).Round(time.Millisecond).String()+": offline events are late. "+s.SweepError
@@ -243,6 +264,9 @@ func (a *app) listenerPart(context.Context) triggers.Part {
 		part["status"], part["detail"] = "degraded", "events wait in the outbox: "+s.RelayError
 	case s.Oldest > worryingWait:
 		part["status"], part["detail"] = "degraded", "the oldest event has waited "+s.Oldest.Round(time.Second).String()+" in the outbox"
+	case subscription != nil:
+		part["status"] = "degraded"
+		part["detail"] = "expired events and maintenance messages do not come in; offline events come from the deadlines alone: " + subscription.Error()
 	case a.cfg.ExpirationRoutes != "" && s.Notifications == redisstore.NotificationsOff:
 		part["status"], part["detail"] = "degraded", s.NotificationsDetail
 	case s.NotificationsDetail != "":

@@ -1,12 +1,22 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/redis/go-redis/v9"
+
+	"userconnectivity/handler/config"
+	"userconnectivity/handler/internal/testkit"
+	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/triggers"
 )
 
@@ -50,5 +60,162 @@ func TestCheckThatPanics(t *testing.T) {
 	p := a.look(t.Context(), "queue", func(context.Context) triggers.Part { panic("boo") })
 	if p["status"] != "degraded" || p["detail"] != "the check panicked: boo" {
 		t.Errorf("part %v", p)
+	}
+}
+
+// buffer is a log that is read while it is written.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) count(part string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.text.String(), part)
+}
+
+// runApp builds an app on a Redis, and runs its breaker and its subscription until the test ends.
+func runApp(t *testing.T, url string, log *slog.Logger, settings map[string]string) *app {
+	t.Helper()
+	cfg, err := config.FromEnv(func(name string) (string, bool) {
+		known := map[string]string{"REDIS_URL": url, "DATA_DIR": t.TempDir(), "REDIS_MAINTENANCE_EVENTS": "on"}
+		if v, ok := settings[name]; ok {
+			return v, true
+		}
+		v, ok := known[name]
+		return v, ok
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := build(cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { a.breaker.Run(ctx) })
+	running.Go(func() { a.subscribe(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+		if err := a.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// TestSubscriptionThatDoesNotStand: health and one line in the log say why, and what to do.
+func TestSubscriptionThatDoesNotStand(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string]map[string]string{
+		"listener": {},
+		"redis":    {"AzureWebJobs_ExpirationListener_Disabled": "true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.Start(t)
+			raw := server.Client()
+			t.Cleanup(func() { _ = raw.Close() })
+			do := func(args ...any) {
+				t.Helper()
+				if err := raw.Do(t.Context(), args...).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const secret = "pass-w0rd"
+			do("acl", "setuser", "app", "on", ">"+secret, "~*", "+@all", "resetchannels")
+			log := &buffer{}
+			a := runApp(t, "redis://app:"+secret+"@"+server.Addr, slog.New(slog.NewTextHandler(log, nil)), settings)
+			if name == "listener" { // it must run for its part to look further
+				ctx, stop := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				running.Go(func() { a.listener.Run(ctx) })
+				t.Cleanup(func() {
+					stop()
+					running.Wait()
+				})
+			}
+			// found waits for what a part of health says.
+			found := func(what string, holds func(status, detail string) bool) {
+				t.Helper()
+				testkit.Eventually(t, what, func(ctx context.Context, _ *redis.Client) (bool, error) {
+					part := a.Health(ctx)[name]
+					detail, _ := part["detail"].(string)
+					if strings.Contains(fmt.Sprint(part), secret) {
+						t.Fatalf("the password is shown: %v", part)
+					}
+					return holds(part["status"].(string), detail), fmt.Errorf("%v", part)
+				}, server)
+			}
+			refused := func() string { return raw.Info(t.Context(), "errorstats").Val() }
+			found("it is told", func(status, detail string) bool {
+				return status == "degraded" && strings.Contains(detail, "do not come in") &&
+					strings.Contains(detail, "the user of REDIS_URL lacks a permission") && strings.Contains(detail, "&*")
+			})
+			before := refused()
+			testkit.Eventually(t, "it tries again", func(context.Context, *redis.Client) (bool, error) { return refused() != before, nil }, server)
+			const down, up = "subscription does not stand", "subscription stands again"
+			if n := log.count(down); n != 1 || log.count(secret) != 0 || log.count("level=WARN msg=\"the Redis "+down) != 1 || log.count("lacks a permission") == 0 {
+				t.Errorf("%d lines: %s", n, log.text.String())
+			}
+			if state := a.breaker.State(); state.Opened != 0 {
+				t.Errorf("the breaker opened for that: %s", state.Reason)
+			}
+			do("acl", "setuser", "app", "allchannels")
+			found("it is well", func(status, detail string) bool { return !strings.Contains(detail, "do not come in") })
+			testkit.Eventually(t, "told once", func(context.Context, *redis.Client) (bool, error) { return log.count(up) == 1, nil }, server)
+			do("client", "kill", "type", "pubsub")
+			testkit.Eventually(t, "told again", func(context.Context, *redis.Client) (bool, error) { return log.count(up) == 2, nil }, server)
+			if n := log.count(down); n != 2 {
+				t.Errorf("%d outages told, and there were two", n)
+			}
+		})
+	}
+}
+
+// TestNodesInHealth: on a cluster health tells the breaker of each primary, and one that is open is no end.
+func TestNodesInHealth(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t, 3, 0)
+	a := runApp(t, "redis://"+c.Primaries[0].Addr, slog.New(slog.DiscardHandler), nil)
+	status := func() (part triggers.Part, open []string) {
+		part = a.Health(t.Context())["redis"]
+		nodes, _ := part["nodes"].(map[string]any)
+		for _, primary := range c.Primaries {
+			node, _ := nodes[primary.Addr].(map[string]any)
+			switch {
+			case node == nil:
+				t.Errorf("%s is missing: %v", primary.Addr, part)
+			case node["breaker"] == maintenance.Open:
+				open = append(open, primary.Addr)
+				if detail, _ := node["detail"].(string); detail == "" {
+					t.Errorf("no reason: %v", node)
+				}
+			}
+		}
+		return part, open
+	}
+	if part, open := status(); part["status"] != "ok" || part["breaker"] != maintenance.Closed || open != nil {
+		t.Fatal(part)
+	}
+	for _, away := range c.Primaries {
+		_, port, _ := net.SplitHostPort(away.Addr)
+		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceStart|NonSSLPort|"+port, time.Now()))
+		part, open := status()
+		detail, _ := part["detail"].(string)
+		if part["status"] != "degraded" || part["breaker"] != maintenance.Open || len(open) != 1 || open[0] != away.Addr || !strings.HasPrefix(detail, away.Addr+": ") {
+			t.Errorf("while %s is away: %v", away.Addr, part)
+		}
+		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceFailoverComplete|NonSSLPort|"+port, time.Now()))
+		testkit.Eventually(t, "closed", func(context.Context, *redis.Client) (bool, error) { return !a.breaker.AnyOpen(), nil }, away)
 	}
 }

@@ -97,7 +97,7 @@ func newScenario(t *testing.T, rng *rand.Rand, client *redisstore.Client, prefix
 	}
 	s.plain = redisstore.New(client, redisstore.Config{Prefix: prefix + "plain:", Partitions: 1})
 	s.flaky = &flakyStore{Store: redisstore.New(client, redisstore.Config{Prefix: prefix + "deferred:", Partitions: 1}), s: s}
-	s.deferred = New(s.flaky, func() (time.Duration, bool) { return time.Second, s.open }, Config{Log: quiet()})
+	s.deferred = New(s.flaky, func() Away { return everybody(s.open, time.Second) }, Config{Log: quiet()})
 	return s
 }
 

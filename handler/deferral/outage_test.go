@@ -19,10 +19,12 @@ func TestRedisAway(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	var client *redisstore.Client
-	breaker := maintenance.New(maintenance.Config{Log: quiet(), Ping: func(ctx context.Context) error { return client.Ping(ctx) }})
+	breaker := maintenance.NewSet(maintenance.SetConfig{Log: quiet(), Ping: func(ctx context.Context, node string) error { return client.Ping(ctx, node) }})
 	client = redisstore.NewClient(redisstore.Endpoint{URL: server.URL()}, "deferral", breaker)
 	t.Cleanup(func() { _ = client.Close() })
-	s := New(redisstore.New(client, redisstore.Config{Partitions: 4}), breaker.Open, Config{Log: quiet()})
+	live := redisstore.New(client, redisstore.Config{Partitions: 4})
+	t.Cleanup(live.Close)
+	s := New(live, live.Away, Config{Log: quiet()})
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { breaker.Run(ctx) })
@@ -60,7 +62,7 @@ func TestRedisAway(t *testing.T) {
 				t.Fatalf("user %s is %s without Redis", id, change)
 			}
 		}
-		if _, open := breaker.Open(); !open {
+		if _, open := breaker.Open(""); !open {
 			t.Fatal("the breaker is closed without Redis")
 		}
 		if _, err := s.Users(ctx, ids[:1]); presence.KindOf(err) != presence.Unavailable {

@@ -279,11 +279,34 @@ type chunk struct {
 	items  []item
 }
 
-// take marks up to limit items as being written: of each user those at the front that are leaves, or beats.
-func (r *room) take(leaves bool, limit int) chunk {
+// isAway reports whether the items of a queue, which is not empty, must wait.
+func (q *queue) isAway(away Away) bool {
+	if away == nil {
+		return false
+	}
+	_, is := away(q.items[0].beat.User)
+	return is
+}
+
+// anyReady reports whether there is anything that need not wait.
+func (r *room) anyReady(away Away) bool {
+	for e := r.order.Front(); e != nil; e = e.Next() {
+		if !e.Value.(*queue).isAway(away) {
+			return true
+		}
+	}
+	return false
+}
+
+// take marks up to limit items as being written: of each user who is not away those at the front that are leaves, or
+// beats.
+func (r *room) take(leaves bool, limit int, away Away) chunk {
 	var c chunk
 	for e := r.order.Front(); e != nil && len(c.items) < limit; e = e.Next() {
 		q := e.Value.(*queue)
+		if q.isAway(away) {
+			continue
+		}
 		for q.sending < len(q.items) && q.items[q.sending].leave == leaves && len(c.items) < limit {
 			c.items = append(c.items, q.items[q.sending])
 			q.sending++

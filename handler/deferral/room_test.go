@@ -173,7 +173,7 @@ func TestWhatIsBeingWrittenStays(t *testing.T) {
 	t.Parallel()
 	r := newRoom(10, 1<<20)
 	kept(t, r, "b1")
-	c := r.take(false, 10)
+	c := r.take(false, 10, nil)
 	if got := show(kept(t, r, "b2 b3")); got != "b1 b3" {
 		t.Fatalf("%s waits", got)
 	}
@@ -202,7 +202,7 @@ func TestOrderOfTickets(t *testing.T) {
 	}
 	r = newRoom(10, 1<<20)
 	r.add(all[1])
-	r.take(false, 10)
+	r.take(false, 10, nil)
 	r.add(all[3])
 	r.add(all[0]) // too late to be before what is being written
 	if got := show(r.users["u"].items); got != "b2 b1:g1 b4" {
@@ -216,13 +216,13 @@ func TestTimeOnTheWay(t *testing.T) {
 	took := 5*time.Second - rounding
 	r := newRoom(10, 1<<20)
 	kept(t, r, "b10 l11 b12 l16 B11 l9")
-	r.written(r.take(false, 1), took)
+	r.written(r.take(false, 1, nil), took)
 	if got := show(r.users["u"].items); got != "l15 b15 l16 B11 l9" { // l9 was older, and stays so
 		t.Errorf("%s waits", got)
 	}
 	r = newRoom(10, 1<<20)
 	kept(t, r, "b10 l11")
-	r.failed(r.take(false, 1), took)
+	r.failed(r.take(false, 1, nil), took)
 	if got := show(r.users["u"].items); got != "b10 l15" {
 		t.Errorf("%s waits", got)
 	}
@@ -239,7 +239,7 @@ func TestTake(t *testing.T) {
 	}
 	var took []string
 	for leaves := false; r.items > 0; leaves = !leaves {
-		c := r.take(leaves, 4)
+		c := r.take(leaves, 4, nil)
 		for _, it := range c.items {
 			if it.leave != leaves {
 				t.Fatalf("%s among %v", show([]item{it}), leaves)
@@ -342,7 +342,7 @@ func TestWhatIsTooOld(t *testing.T) {
 	}
 	r := newRoom(10, 1<<20)
 	kept(t, r, "b1:t10 b2:g1:t10")
-	r.take(false, 1)
+	r.take(false, 1, nil)
 	r.expire(noon.Add(time.Hour))
 	if got := show(r.users["u"].items); got != "b2:g1:t10" {
 		t.Errorf("%s waits while it is written", got)

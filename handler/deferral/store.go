@@ -49,17 +49,22 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// Away tells whether the server that has a user's state must be left alone, and when to try again. It is nil while
+// no server must.
+type Away = func(user string) (retryAfter time.Duration, away bool)
+
 // Store is the live state with a waiting room in front. It is safe for concurrent use.
 //
 // While the breaker is open beats and leaves wait, in the order in which they came, and what a later one replaces
 // is dropped. As long as anything of a user waits, everything of that user goes behind it. Run writes them, with
 // the times at which they came, once the breaker is closed; what could not be written stays. An item whose
-// deadline passes while it waits is taken out: the live state would find it stale.
+// deadline passes while it waits is taken out: the live state would find it stale. On a cluster each primary has its
+// breaker, and what is said of the breaker is said of that which has the user.
 type Store struct {
 	next       store
 	heartbeats func(context.Context, []presence.Beat) ([]presence.BeatOutcome, error)
 	leaves     func(context.Context, []presence.Leave) ([]presence.LeaveOutcome, error)
-	open       func() (retryAfter time.Duration, open bool)
+	away       func() Away
 	log        *slog.Logger
 
 	tickets atomic.Uint64
@@ -74,9 +79,9 @@ type Store struct {
 	shrink    int       // by how much chunks are smaller than usual; 0 and 1 for not at all
 }
 
-// New returns a Store in front of next. open reports whether the breaker is open, and when to try again; it is
-// asked once for each call. It does no I/O.
-func New(next store, open func() (retryAfter time.Duration, open bool), cfg Config) *Store {
+// New returns a Store in front of next. away is asked once for each call, and again when a call fails; what it returns
+// is used by one goroutine, for one look. It does no I/O.
+func New(next store, away func() Away, cfg Config) *Store {
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = defaultSessions
 	}
@@ -84,7 +89,7 @@ func New(next store, open func() (retryAfter time.Duration, open bool), cfg Conf
 		cfg.MaxBytes = defaultBytes
 	}
 	return &Store{
-		next: next, heartbeats: next.Heartbeats, leaves: next.Leaves, open: open, log: cfg.Log,
+		next: next, heartbeats: next.Heartbeats, leaves: next.Leaves, away: away, log: cfg.Log,
 		bell: make(chan struct{}, 1), room: newRoom(cfg.MaxSessions, cfg.MaxBytes),
 	}
 }
@@ -108,20 +113,29 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 func userOfBeat(b *presence.Beat) string   { return b.User }
 func userOfLeave(l *presence.Leave) string { return l.User }
 
-// Users reads users. While the breaker is open it returns an *Error of kind Unavailable at once; the Tracker then
-// answers with what was last known.
+// Users reads users. While the breaker of any of them is open it returns an *Error of kind Unavailable at once; the
+// Tracker then answers with what was last known.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
-	if retryAfter, open := s.open(); open {
-		return nil, away(retryAfter)
+	if retryAfter, away := anyAway(s.away(), ids, func(id *string) string { return *id }); away {
+		return nil, &presence.Error{
+			Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
+			Message: "the state store is away for a moment: try again",
+		}
 	}
 	return s.next.Users(ctx, ids)
 }
 
-func away(retryAfter time.Duration) error {
-	return &presence.Error{
-		Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
-		Message: "the state store is away for a moment: try again",
+// anyAway reports whether the breaker of any user is open, and when to try again.
+func anyAway[In any](away Away, in []In, user func(*In) string) (retryAfter time.Duration, any bool) {
+	if away == nil {
+		return 0, false
 	}
+	for i := range in {
+		if after, isAway := away(user(&in[i])); isAway {
+			retryAfter, any = max(retryAfter, after), true
+		}
+	}
+	return retryAfter, any
 }
 
 // apply sends items on, or keeps them.
@@ -129,11 +143,11 @@ func apply[In, Out any](ctx context.Context, s *Store, in []In, asItem func(In) 
 	send func(context.Context, []In) ([]Out, error),
 ) ([]Out, error) {
 	ticket := s.tickets.Add(1)
-	retryAfter, open := s.open()
-	if !open && s.waiting.Load() == 0 {
-		return sendOrKeep(ctx, s, ticket, in, asItem, kept, send)
+	away := s.away()
+	if away == nil && s.waiting.Load() == 0 {
+		return sendOrKeep(ctx, s, ticket, in, asItem, user, kept, send)
 	}
-	behind, direct, at := split(s, in, user, open)
+	behind, direct, at, retryAfter := split(s, in, user, away)
 	if err := keep(s, ticket, behind, asItem, retryAfter); err != nil {
 		return nil, err
 	}
@@ -144,7 +158,7 @@ func apply[In, Out any](ctx context.Context, s *Store, in []In, asItem func(In) 
 	if len(direct) == 0 {
 		return out, nil
 	}
-	answers, err := sendOrKeep(ctx, s, ticket, direct, asItem, kept, send)
+	answers, err := sendOrKeep(ctx, s, ticket, direct, asItem, user, kept, send)
 	if err != nil {
 		return nil, err
 	}
@@ -155,34 +169,32 @@ func apply[In, Out any](ctx context.Context, s *Store, in []In, asItem func(In) 
 }
 
 // split tells the items that must wait from those that may be sent at once: direct[i] is the at[i]th.
-func split[In any](s *Store, in []In, user func(*In) string, open bool) (behind, direct []In, at []int) {
-	if open {
-		return in, nil, nil
-	}
+func split[In any](s *Store, in []In, user func(*In) string, away Away) (behind, direct []In, at []int, retryAfter time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range in {
-		if s.room.users[user(&in[i])] != nil {
-			behind = append(behind, in[i])
+		after, isAway := anyAway(away, in[i:i+1], user)
+		if isAway || s.room.users[user(&in[i])] != nil {
+			behind, retryAfter = append(behind, in[i]), max(retryAfter, after)
 		} else {
 			direct, at = append(direct, in[i]), append(at, i)
 		}
 	}
-	return behind, direct, at
+	return behind, direct, at, retryAfter
 }
 
-// sendOrKeep sends items, and keeps them when that fails because the breaker has opened meanwhile. Nobody knows
+// sendOrKeep sends items, and keeps them when that fails because the breaker of one has opened meanwhile. Nobody knows
 // then which were applied: an item that is applied twice is stale the second time, or renews what it has set. (Where
 // two sessions of a user set different groups, the one that is written again may win.)
-func sendOrKeep[In, Out any](ctx context.Context, s *Store, ticket uint64, in []In, asItem func(In) item, kept Out,
+func sendOrKeep[In, Out any](ctx context.Context, s *Store, ticket uint64, in []In, asItem func(In) item, user func(*In) string, kept Out,
 	send func(context.Context, []In) ([]Out, error),
 ) ([]Out, error) {
 	out, err := send(ctx, in)
 	if err == nil || presence.KindOf(err) != presence.Unavailable {
 		return out, err
 	}
-	retryAfter, open := s.open()
-	if !open {
+	retryAfter, away := anyAway(s.away(), in, user)
+	if !away {
 		return nil, err
 	}
 	if full := keep(s, ticket, in, asItem, retryAfter); full != nil {
@@ -240,18 +252,14 @@ func (s *Store) Run(ctx context.Context) {
 			continue
 		}
 		wait := pollEvery
-		if _, open := s.open(); open {
-			s.expire()
-		} else if err := s.flush(ctx); err != nil {
+		if err := s.flush(ctx); err != nil {
 			wait = retryWait
 		}
 		sleep(ctx, wait)
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer cancel()
-	if _, open := s.open(); !open && s.waiting.Load() > 0 {
-		_ = s.flush(last) // what is left is counted below
-	}
+	_ = s.flush(last) // what is left is counted below
 	if n := s.waiting.Load(); n > 0 {
 		s.log.WarnContext(ctx, "heartbeats and leaves are lost with this process", "items", n)
 	}
@@ -278,19 +286,21 @@ func (s *Store) expire() {
 	}
 }
 
-// flush writes everything that waits, beats and leaves in turn, until nothing waits, the breaker is open again or
-// a write fails.
+// flush writes what waits, beats and leaves in turn, until nothing waits but what belongs behind an open breaker, or a
+// write fails.
 func (s *Store) flush(ctx context.Context) error {
 	began, wrote := time.Now(), 0
 	for s.waiting.Load() > 0 && ctx.Err() == nil {
-		if _, open := s.open(); open {
-			return nil
+		away := s.away()
+		if !s.anyReady(away) {
+			s.expire()
+			break
 		}
-		beats, err := s.write(ctx, false)
+		beats, err := s.write(ctx, false, away)
 		if err != nil {
 			return err
 		}
-		leaves, err := s.write(ctx, true)
+		leaves, err := s.write(ctx, true, away)
 		if err != nil {
 			return err
 		}
@@ -302,12 +312,19 @@ func (s *Store) flush(ctx context.Context) error {
 	return nil
 }
 
-// write writes one chunk of beats or of leaves and returns how many.
-func (s *Store) write(ctx context.Context, leaves bool) (int, error) {
+// anyReady reports whether anything waits whose breaker is closed.
+func (s *Store) anyReady(away Away) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room.anyReady(away)
+}
+
+// write writes one chunk of beats or of leaves, of users whose breaker is closed, and returns how many.
+func (s *Store) write(ctx context.Context, leaves bool, away Away) (int, error) {
 	s.mu.Lock()
 	s.room.expire(time.Now())
 	s.waiting.Store(int64(s.room.items))
-	c := s.room.take(leaves, s.limit())
+	c := s.room.take(leaves, s.limit(), away)
 	s.mu.Unlock()
 	if len(c.items) == 0 {
 		return 0, nil
@@ -317,7 +334,7 @@ func (s *Store) write(ctx context.Context, leaves bool) (int, error) {
 	began := time.Now()
 	stale, err := s.send(ctx, leaves, c.items)
 	took := time.Since(began)
-	_, open := s.open()
+	_, open := anyAway(s.away(), c.items, func(it *item) string { return it.beat.User })
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

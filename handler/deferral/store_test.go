@@ -111,6 +111,16 @@ type rig struct {
 	*Store
 	back *backend
 	away atomic.Bool
+	// awayUser is away when the others are not.
+	awayUser atomic.Value
+}
+
+// everybody is the Away of a single server, nil while that is there.
+func everybody(open bool, retryAfter time.Duration) Away {
+	if !open {
+		return nil
+	}
+	return func(string) (time.Duration, bool) { return retryAfter, true }
 }
 
 func newRig(t *testing.T, cfg Config) *rig {
@@ -118,11 +128,11 @@ func newRig(t *testing.T, cfg Config) *rig {
 	if cfg.Log == nil {
 		cfg.Log = quiet()
 	}
-	r.Store = New(r.back, func() (time.Duration, bool) {
-		if r.away.Load() {
-			return 7 * time.Second, true
+	r.Store = New(r.back, func() Away {
+		if one, _ := r.awayUser.Load().(string); one != "" && !r.away.Load() {
+			return func(user string) (time.Duration, bool) { return 7 * time.Second, user == one }
 		}
-		return 0, false
+		return everybody(r.away.Load(), 7*time.Second)
 	}, cfg)
 	return r
 }
@@ -619,8 +629,69 @@ func TestConcurrentClients(t *testing.T) {
 	}
 }
 
+// TestOneUserAway: what belongs to a server that is away waits, and nothing else does.
+func TestOneUserAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{})
+		r.run()
+		r.awayUser.Store("b")
+		at := time.Now()
+		beat := func(user string) presence.Beat {
+			return presence.Beat{User: user, Session: "s", TTL: new(time.Hour), At: at}
+		}
+		out, err := r.Heartbeats(t.Context(), []presence.Beat{beat("a"), beat("b"), beat("c")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, o := range out {
+			if (o.Change == presence.ChangeDeferred) != (i == 1) {
+				t.Errorf("beat %d: %+v", i, o)
+			}
+		}
+		left, err := r.Leaves(t.Context(), []presence.Leave{{User: "b", Session: "s", At: at}, {User: "c", Session: "s", At: at}})
+		if err != nil || left[0] != presence.LeaveDeferred || left[1] == presence.LeaveDeferred {
+			t.Errorf("leaves: %v, %v", left, err)
+		}
+		if _, err := r.Users(t.Context(), []string{"a", "c"}); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.Users(t.Context(), []string{"a", "b"}); presence.KindOf(err) != presence.Unavailable {
+			t.Errorf("users: %v", err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		r.wrote("a/s c/s !c/s")
+		if state := r.State(); state.Items != 2 || state.Failed != 0 {
+			t.Errorf("state %+v", state)
+		}
+
+		// Two calls fail: as the server of one of theirs goes, and for another reason.
+		r.back.set(func() {
+			r.back.fail = func([]string) error {
+				r.awayUser.Store("d")
+				return unavailable("connection lost")
+			}
+		})
+		if out, err = r.Heartbeats(t.Context(), []presence.Beat{beat("c"), beat("d")}); err != nil || out[0].Change != presence.ChangeDeferred {
+			t.Errorf("%+v, %v", out, err)
+		}
+		if _, err = r.Heartbeats(t.Context(), []presence.Beat{beat("e")}); presence.KindOf(err) != presence.Unavailable {
+			t.Errorf("a user whose server is not away: %v", err)
+		}
+		r.back.set(func() { r.back.fail = nil })
+		settle()
+		r.wrote("a/s c/s !c/s b/s c/s !b/s") // b's server is back, c's never went
+		if state := r.State(); state.Items != 1 {
+			t.Errorf("state %+v", state)
+		}
+		r.awayUser.Store("")
+		settle()
+		r.wrote("a/s c/s !c/s b/s c/s !b/s d/s")
+	})
+}
+
 func BenchmarkClosed(b *testing.B) {
-	s := New(nothing{}, func() (time.Duration, bool) { return 0, false }, Config{Log: quiet()})
+	s := New(nothing{}, func() Away { return nil }, Config{Log: quiet()})
 	beats := []presence.Beat{{User: "u", Session: "s", At: time.Now()}}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {

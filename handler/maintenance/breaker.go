@@ -279,6 +279,8 @@ type State struct {
 	Counts map[Type]int64
 	// Dropped counts the messages that slow subscribers missed.
 	Dropped int64
+	// Nodes are the breakers of a Set by their nodes, nil for a single server.
+	Nodes map[string]State
 }
 
 // State returns how the breaker is.

@@ -58,6 +58,18 @@ func (j *journal) record(e Event) {
 	}
 }
 
+// copies is how far apart the copies of one message come in.
+const copies = time.Second
+
+// hasCopy reports whether the same text came in a moment ago.
+func (j *journal) hasCopy(e Event) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.events, func(known Event) bool {
+		return known.Raw == e.Raw && e.Received.Sub(known.Received).Abs() < copies
+	})
+}
+
 // write logs a message, unless a storm of them has filled the minute.
 func (j *journal) write(e Event) {
 	j.mu.Lock()

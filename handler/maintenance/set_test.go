@@ -1,7 +1,9 @@
 package maintenance
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -39,7 +41,7 @@ func TestWhichNodesAMessageIsAbout(t *testing.T) {
 		"the end of another":                        {own, "Ended|IPAddress|10.9.9.9|SSLPort|6379", all},
 		"a failover to another":                     {own, "FailoverComplete|IPAddress|10.9.9.9", all},
 		"one node alone, another address":           {own[:1], "Start|IPAddress|10.9.9.9|SSLPort|1", own[0]},
-		"no nodes":                                  {nil, "Start", ""},
+		"a single server":                           {nil, "Start|IPAddress|10.9.9.9|SSLPort|1", "one"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -48,14 +50,17 @@ func TestWhichNodesAMessageIsAbout(t *testing.T) {
 			s.SetNodes(tt.nodes)
 			about := s.about(Parse("NotificationType|NodeMaintenance"+tt.raw, received))
 			got := []string{}
-			for node, b := range *s.nodes.Load() {
+			for node, b := range s.nodes.Load().byNode {
 				if slices.Contains(about, b) {
 					got = append(got, node)
 				}
 			}
 			want := strings.Fields(tt.want)
-			if tt.want == all {
+			switch tt.want {
+			case all:
 				want = slices.Clone(tt.nodes)
+			case "one":
+				want = []string{oneServer}
 			}
 			slices.Sort(got)
 			slices.Sort(want)
@@ -94,15 +99,31 @@ func TestTwoNodes(t *testing.T) {
 			if got := openNodes(s); !slices.Equal(got, want) {
 				t.Fatalf("open: %v, want %v", got, want)
 			}
-			if _, open := s.Open(); open != (len(want) > 0) {
-				t.Fatalf("any open: %v, want %v", open, want)
+			state := s.State()
+			if s.AnyOpen() != (len(want) > 0) || (state.Status == Open) != (len(want) > 0) {
+				t.Fatalf("any open: %v, %s, want %v", s.AnyOpen(), state.Status, want)
+			}
+			after, open := s.Open("")
+			if all := len(want) == len(state.Nodes); open != all || (after > 0) != all {
+				t.Fatalf("all open: %v, to be tried again after %v, want %v of %d", open, after, want, len(state.Nodes))
+			}
+			for node := range state.Nodes {
+				if _, open := s.Open(node); open != slices.Contains(want, node) {
+					t.Fatalf("%s is open: %v, want %v", node, open, want)
+				}
+				if strings.Contains(state.Reason, node) != slices.Contains(want, node) && len(want) > 0 {
+					t.Fatalf("reason %q, want %v", state.Reason, want)
+				}
+			}
+			if _, open := s.Open("10.9.9.9:1"); open {
+				t.Fatal("a node is open that is not in the set")
 			}
 		}
 
 		s.Notify(Parse("NotificationType|NodeMaintenanceStart|IPAddress|10.0.0.2|NonSSLPort|6379", time.Now()))
 		expectOpen("10.0.0.2:6379")
 		servers["10.0.0.2:6379"].mode.Store(down)
-		s.Breaker("10.0.0.2:6379").ConnectionLost()
+		s.Lost("10.0.0.2:6379")
 		pass(time.Minute)
 		expectOpen("10.0.0.2:6379")
 		servers["10.0.0.2:6379"].mode.Store(up)
@@ -111,7 +132,9 @@ func TestTwoNodes(t *testing.T) {
 
 		// One fails, the other does not.
 		servers["10.0.0.1:6379"].mode.Store(down)
-		s.Breaker("10.0.0.1:6379").Failed(&net.OpError{Op: "dial", Err: errDown})
+		s.Failed("10.9.9.9:1", &net.OpError{Op: "dial", Err: errDown}) // a replica
+		expectOpen()
+		s.Failed("10.0.0.1:6379", &net.OpError{Op: "dial", Err: errDown})
 		expectOpen("10.0.0.1:6379")
 		if servers["10.0.0.2:6379"].mode.Load() != up {
 			t.Fatal("the wrong server is down")
@@ -129,6 +152,7 @@ func TestTwoNodes(t *testing.T) {
 		pass(time.Hour)
 		expectOpen()
 		s.Notify(Parse("NotificationType|NodeMaintenanceStart", time.Now()))
+		s.Notify(Parse("NotificationType|NodeMaintenanceStart", time.Now())) // the copy that another node sent
 		expectOpen("10.0.0.2:6379", "10.0.0.3:6379")
 		pass(hold)
 		expectOpen()
@@ -139,6 +163,27 @@ func TestTwoNodes(t *testing.T) {
 			!maps.Equal(state.Counts, map[Type]int64{Start: 3, Unknown: 1}) {
 			t.Errorf("told %v; state: %+v", told, state)
 		}
+		if state.Opened != 5 { // one of them by a node that has left
+			t.Errorf("opened %d times: %+v", state.Opened, state)
+		}
+
+		// Redis's own notifications are about the node that sent them.
+		s.Announced("10.0.0.3:6379", []any{"FAILING_OVER", int64(1), int64(2)})
+		expectOpen()
+		pass(2*time.Second - early)
+		expectOpen("10.0.0.3:6379")
+		s.Announced("10.0.0.3:6379", []any{"FAILED_OVER", int64(2)})
+		pass(probeEvery)
+		expectOpen()
+		// A fault on the way to no node in particular is one of all.
+		servers["10.0.0.2:6379"].mode.Store(down)
+		servers["10.0.0.3:6379"].mode.Store(down)
+		s.Failed("", &net.OpError{Op: "dial", Err: errDown})
+		expectOpen("10.0.0.2:6379", "10.0.0.3:6379")
+		servers["10.0.0.2:6379"].mode.Store(up)
+		servers["10.0.0.3:6379"].mode.Store(up)
+		pass(time.Second)
+		expectOpen()
 	})
 }
 
@@ -164,4 +209,69 @@ func TestSetStops(t *testing.T) {
 			t.Error("opened after its end")
 		}
 	})
+}
+
+// A single server needs no name: until more is known, everything is about it.
+func TestSingleServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var single server
+		var lines bytes.Buffer
+		s := NewSet(SetConfig{Log: slog.New(slog.NewTextHandler(&lines, nil)), Ping: func(ctx context.Context, node string) error {
+			if node != "" {
+				t.Errorf("a PING of node %q", node)
+			}
+			return single.ping(ctx)
+		}})
+		run(t, s.Run)
+		expectOpen := func(want bool) {
+			t.Helper()
+			synctest.Wait()
+			_, open := s.Open("")
+			state := s.State()
+			if open != want || s.AnyOpen() != want || (state.Status == Open) != want || state.Nodes != nil {
+				t.Fatalf("open %v, any %v, want %v; state %+v", open, s.AnyOpen(), want, state)
+			}
+		}
+		expectOpen(false)
+		single.mode.Store(down)
+		s.Failed("", &net.OpError{Op: "dial", Err: errDown})
+		s.Succeeded("")
+		expectOpen(true)
+		single.mode.Store(up)
+		pass(time.Second)
+		expectOpen(false)
+		s.SetNodes(nil)
+		s.Announced("", []any{"MOVING", int64(1), int64(0), nil})
+		expectOpen(true)
+		s.Lost("")
+		pass(time.Second)
+		expectOpen(false)
+		if state := s.State(); state.Opened != 2 || !strings.Contains(state.Reason, "maintenance that starts at") || state.Since.IsZero() {
+			t.Errorf("state %+v", state)
+		}
+		if strings.Contains(lines.String(), "node=") || strings.Contains(lines.String(), "primaries") {
+			t.Errorf("a single server is named in the log:\n%s", lines.String())
+		}
+		// It was the way to a cluster.
+		single.mode.Store(down)
+		s.Failed("", &net.OpError{Op: "dial", Err: errDown})
+		expectOpen(true)
+		single.mode.Store(up)
+		s.SetNodes([]string{"10.0.0.1:6379"})
+		if state := s.State(); s.AnyOpen() || state.Opened != 3 || len(state.Nodes) != 1 {
+			t.Errorf("state %+v", state)
+		}
+		s.SetNodes([]string{})
+		expectOpen(false)
+	})
+}
+
+func BenchmarkSetOpen(b *testing.B) {
+	s := NewSet(SetConfig{Log: quiet()})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, open := s.Open(""); open {
+			b.Fatal("open")
+		}
+	}
 }

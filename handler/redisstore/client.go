@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -31,21 +32,34 @@ const (
 // The first version of Redis that has all we use (XAUTOCLAIM, PXAT, effects replication).
 const oldestMajor, oldestMinor = 6, 2
 
-// Circuit is asked before each round trip, and told how it went. A maintenance.Breaker is one.
+// Circuit is asked before each round trip to a node, and told how it went. A node is a primary of a cluster, by its
+// address; "" stands for the single server, and for all nodes where it is not known which. A maintenance.Set is one.
 type Circuit interface {
-	// Open reports whether Redis must be left alone now, and for how long at most.
-	Open() (retryAfter time.Duration, open bool)
-	// Failed tells of a connection-level fault, Succeeded of a round trip that came back.
-	Failed(err error)
-	Succeeded()
+	// Open reports whether a node must be left alone now, and for how long at most; of node "" whether all must.
+	Open(node string) (retryAfter time.Duration, open bool)
+	// AnyOpen reports whether at least one node must be left alone.
+	AnyOpen() bool
+	// Failed tells of a connection-level fault, Lost of a subscription that stood and broke, Succeeded of a round
+	// trip that came back.
+	Failed(node string, err error)
+	Lost(node string)
+	Succeeded(node string)
+	// Announced takes in one of Redis's own maintenance notifications, which came from a node.
+	Announced(node string, notification []any)
+	// SetNodes says which primaries a cluster has now; none for a single server.
+	SetNodes(nodes []string)
 }
 
 // noCircuit is never open.
 type noCircuit struct{}
 
-func (noCircuit) Open() (time.Duration, bool) { return 0, false }
-func (noCircuit) Failed(error)                {}
-func (noCircuit) Succeeded()                  {}
+func (noCircuit) Open(string) (time.Duration, bool) { return 0, false }
+func (noCircuit) AnyOpen() bool                     { return false }
+func (noCircuit) Failed(string, error)              {}
+func (noCircuit) Lost(string)                       {}
+func (noCircuit) Succeeded(string)                  {}
+func (noCircuit) Announced(string, []any)           {}
+func (noCircuit) SetNodes([]string)                 {}
 
 // Client is the one way to Redis that all functions of a process share: one connection for commands, which
 // concurrent requests share by pipelining, and one for subscriptions; on a cluster so many to each primary. It is
@@ -66,20 +80,38 @@ type Client struct {
 	live       atomic.Pointer[live]
 	brokenAt   atomic.Int64 // when round trips began to fail, in Unix ns; 0 while they succeed
 	sockets    sockets
-	subscribed atomic.Pointer[subscriptionState]
+	subscribed standing
+	followers  sync.WaitGroup
 }
 
-// go-redis logs faults that it also returns.
-type silent struct{}
+// lines takes go-redis's own log lines, which repeat faults that it also returns.
+type lines struct{ log *slog.Logger }
 
-func (silent) Printf(context.Context, string, ...any) {}
+func (l lines) Printf(ctx context.Context, format string, v ...any) {
+	if l.log.Enabled(ctx, slog.LevelDebug) {
+		l.log.DebugContext(ctx, "go-redis: "+fmt.Sprintf(format, v...))
+	}
+}
 
-func init() { redis.SetLogger(silent{}) }
+func init() { LogTo(slog.New(slog.DiscardHandler)) }
+
+// LogTo sends the lines of the Redis library itself to log, at level Debug; before the first call they are dropped.
+// The library has one log for the whole process.
+func LogTo(log *slog.Logger) { redis.SetLogger(lines{log}) }
 
 // live is a client that answered.
 type live struct {
 	redis.UniversalClient
-	server Server
+	server  Server
+	cluster *primaries // nil for a single server
+}
+
+// close closes the connections.
+func (l *live) close() error {
+	if l.cluster != nil {
+		l.cluster.end()
+	}
+	return l.Close()
 }
 
 // Server is what Redis told of itself when it was connected to.
@@ -109,9 +141,11 @@ func clientNameRune(r rune) rune {
 	return r
 }
 
-// ready fails at once while the circuit is open.
-func (c *Client) ready() error {
-	if wait, open := c.circuit.Open(); open {
+// ready fails at once while no server may be asked. On a cluster the watch of each node does so for that node.
+func (c *Client) ready() error { return c.readyFor("") }
+
+func (c *Client) readyFor(node string) error {
+	if wait, open := c.circuit.Open(node); open {
 		return &presence.Error{
 			Kind: presence.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
 			RetryAfter: max(wait, time.Second), Err: errCircuitOpen,
@@ -174,10 +208,16 @@ func (c *Client) create(limit time.Duration) (*live, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open.Err() != nil {
-		_ = l.Close() // nobody has used it
+		_ = l.close() // nobody has used it
 		return nil, errClosed
 	}
 	c.live.Store(l)
+	if l.cluster == nil {
+		c.circuit.SetNodes(nil)
+		return l, nil
+	}
+	c.circuit.SetNodes(l.cluster.addrs())
+	c.followers.Go(func() { c.follow(l) })
 	return l, nil
 }
 
@@ -188,10 +228,10 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 		return nil, err
 	}
 	client := redis.NewClient(opt)
-	client.AddHook(watch{c})
+	c.attend("", client)
 	server, err := c.inspect(ctx, client)
 	if err == nil && !server.Cluster {
-		return &live{client, server}, nil
+		return &live{UniversalClient: client, server: server}, nil
 	}
 	var slots []redis.ClusterSlot
 	if err == nil {
@@ -204,8 +244,25 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 	}
 	cluster := redis.NewClusterClient(clusterOptions(opt, slots))
 	cluster.AddHook(once{})
-	cluster.OnNewNode(func(node *redis.Client) { node.AddHook(watch{c}) })
-	return &live{cluster, server}, nil
+	cluster.OnNewNode(func(node *redis.Client) { c.attend(node.Options().Addr, node) })
+	known, err := c.newPrimaries(ctx, cluster)
+	if err != nil {
+		_ = cluster.Close() // nobody has used it
+		return nil, c.endpoint.diagnose(err)
+	}
+	return &live{cluster, server, known}, nil
+}
+
+// attend has us told of each round trip to a node, and of what the node announces.
+func (c *Client) attend(node string, server *redis.Client) {
+	server.AddHook(watch{c, node})
+	if c.endpoint.Unannounced {
+		return
+	}
+	for _, name := range announcements {
+		// It is refused where the endpoint asks for a protocol that has no such notifications.
+		_ = server.RegisterPushNotificationHandler(name, announced{c, node}, false)
+	}
 }
 
 func (c *Client) options() (*redis.Options, error) {
@@ -220,7 +277,12 @@ func (c *Client) options() (*redis.Options, error) {
 	opt.Dialer, opt.DialerRetries = c.dialer(opt.TLSConfig), 1
 	opt.PoolSize, opt.MaxActiveConns, opt.MaxConcurrentDials = 1, 1, 1
 	opt.PipelinePoolSize = -1 // pipelines use the pool too
+	// What go-redis does with maintenance notifications opens a second connection before the first is closed, and
+	// waits longer for answers than we do: we ask for them ourselves.
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if !c.endpoint.Unannounced {
+		opt.OnConnect = askForAnnouncements
+	}
 	return opt, nil
 }
 
@@ -234,7 +296,7 @@ func clusterOptions(opt *redis.Options, slots []redis.ClusterSlot) *redis.Cluste
 		ReadTimeout: opt.ReadTimeout, WriteTimeout: opt.WriteTimeout, PoolTimeout: opt.PoolTimeout,
 		ContextTimeoutEnabled: true, MaxRetries: -1, MaxRedirects: clusterRedirects,
 		PoolSize: opt.PoolSize, MaxActiveConns: opt.MaxActiveConns, MaxConcurrentDials: opt.MaxConcurrentDials, PipelinePoolSize: -1,
-		MaintNotificationsConfig: opt.MaintNotificationsConfig, DisableRoutingPolicies: true,
+		MaintNotificationsConfig: opt.MaintNotificationsConfig, OnConnect: opt.OnConnect, DisableRoutingPolicies: true,
 	}
 }
 
@@ -303,21 +365,45 @@ func (c *Client) exec(ctx context.Context, pipe redis.Pipeliner) {
 	_, _ = pipe.Exec(ctx) // the first of the commands' errors
 }
 
-// watch tells of each round trip of one server.
-type watch struct{ client *Client }
+// watch tells of each round trip to one server, and lets none begin to a node of a cluster that must be left alone.
+type watch struct {
+	client *Client
+	node   string
+}
+
+// probing is in the context of a PING that asks whether a node is back.
+type probing struct{}
+
+// ready fails at once while the node must be left alone. For a single server that was asked before.
+func (w watch) ready(ctx context.Context) error {
+	if w.node == "" {
+		return nil
+	}
+	err := w.client.readyFor(w.node)
+	if err != nil && ctx.Value(probing{}) != nil {
+		return nil
+	}
+	return err
+}
 
 func (w watch) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (w watch) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
+		if err := w.ready(ctx); err != nil {
+			return err
+		}
 		err := next(ctx, cmd)
-		w.client.returned(ctx, err)
+		w.client.returned(ctx, w.node, err)
 		return err
 	}
 }
 
 func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if err := w.ready(ctx); err != nil {
+			return err
+		}
 		err := next(ctx, cmds)
 		fault := err
 		for _, cmd := range cmds {
@@ -325,28 +411,31 @@ func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 				fault = cmd.Err()
 			}
 		}
-		w.client.returned(ctx, fault)
+		w.client.returned(ctx, w.node, fault)
 		return err
 	}
 }
 
 // returned takes in how a round trip went. One whose request ran out of its own time says nothing of Redis.
-func (c *Client) returned(ctx context.Context, err error) {
+func (c *Client) returned(ctx context.Context, node string, err error) {
 	switch {
 	case !connectionFault(err):
 		if c.brokenAt.Load() != 0 {
 			c.brokenAt.Store(0)
 		}
-		c.circuit.Succeeded()
+		c.circuit.Succeeded(node)
 	case ctx.Err() == nil:
-		c.failed(err)
+		c.failed(node, err)
 	}
 }
 
-// failed takes in a fault of the connection. After replaceAfter without a success the client is closed, and the next
-// call makes a new one.
-func (c *Client) failed(err error) {
-	c.circuit.Failed(err)
+// failed takes in a fault of the connection to a node. After replaceAfter without a success of any node the client is
+// closed, and the next call makes a new one.
+func (c *Client) failed(node string, err error) {
+	c.circuit.Failed(node, err)
+	if l := c.live.Load(); l != nil && l.cluster != nil {
+		l.cluster.mayHaveChanged()
+	}
 	now := time.Now().UnixNano()
 	if c.brokenAt.CompareAndSwap(0, now) || time.Duration(now-c.brokenAt.Load()) < c.replaceAfter {
 		return
@@ -355,7 +444,7 @@ func (c *Client) failed(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.live.Swap(nil); l != nil {
-		_ = l.Close() // it was broken already
+		_ = l.close() // it was broken already
 	}
 }
 
@@ -364,18 +453,23 @@ func (c *Client) Close() error {
 	c.end()
 	c.sockets.closeAll()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	var err error
 	if l := c.live.Swap(nil); l != nil {
-		if err := l.Close(); err != nil {
-			return fmt.Errorf("close the Redis client: %w", err)
-		}
+		err = l.close()
+	}
+	c.mu.Unlock()
+	c.followers.Wait()
+	if err != nil {
+		return fmt.Errorf("close the Redis client: %w", err)
 	}
 	return nil
 }
 
-// Ping asks Redis for a sign of life, on a cluster each primary; also while the circuit is open: the breaker's probe.
-// It returns when ctx ends.
-func (c *Client) Ping(ctx context.Context) error {
+var errNoPrimary = errors.New("the node is no primary of the cluster any more")
+
+// Ping asks a node for a sign of life, for node "" the single server or each primary; also while its circuit is open:
+// the breaker's probe. It returns when ctx ends.
+func (c *Client) Ping(ctx context.Context, node string) error {
 	limit := dialTimeout + commandTimeout
 	if end, ok := ctx.Deadline(); ok {
 		limit = time.Until(end)
@@ -384,15 +478,24 @@ func (c *Client) Ping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ctx = context.WithValue(ctx, probing{}, true)
 	ping := func(ctx context.Context, server *redis.Client) error { return server.Ping(ctx).Err() }
 	switch client := l.UniversalClient.(type) {
 	case *redis.ClusterClient:
-		err = client.ForEachMaster(ctx, ping)
+		if node == "" {
+			err = client.ForEachMaster(ctx, ping)
+			break
+		}
+		server := l.cluster.all()[node]
+		if server == nil {
+			return errNoPrimary
+		}
+		err = ping(ctx, server)
 	case *redis.Client:
 		err = ping(ctx, client)
 	}
 	if err != nil && ctx.Err() != nil {
-		c.failed(err) // the time of a probe is enough for Redis
+		c.failed(node, err) // the time of a probe is enough for Redis
 	}
 	return err
 }

@@ -1,9 +1,11 @@
 package redisstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime"
 	"slices"
@@ -312,13 +314,13 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 	server.Pause()
 	for client.live.Load() == second {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := client.Ping(ctx); err == nil {
+		if err := client.Ping(ctx, ""); err == nil {
 			t.Fatal("a paused server answered")
 		}
 		cancel()
 	}
 	server.Resume()
-	if err := client.Ping(t.Context()); err != nil {
+	if err := client.Ping(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
 	store.Close()
@@ -332,17 +334,19 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 
 // circuit is a Circuit that counts.
 type circuit struct {
-	open              atomic.Bool
-	failed, succeeded atomic.Int64
-	last              atomic.Value
+	noCircuit
+	open                    atomic.Bool
+	failed, lost, succeeded atomic.Int64
+	last                    atomic.Value
 }
 
-func (c *circuit) Open() (time.Duration, bool) { return 0, c.open.Load() }
-func (c *circuit) Failed(err error) {
+func (c *circuit) Open(string) (time.Duration, bool) { return 0, c.open.Load() }
+func (c *circuit) Failed(_ string, err error) {
 	c.failed.Add(1)
 	c.last.Store(fmt.Sprint(err))
 }
-func (c *circuit) Succeeded() { c.succeeded.Add(1) }
+func (c *circuit) Lost(string)      { c.lost.Add(1) }
+func (c *circuit) Succeeded(string) { c.succeeded.Add(1) }
 
 func TestCircuit(t *testing.T) {
 	t.Parallel()
@@ -387,7 +391,7 @@ func TestCircuit(t *testing.T) {
 			t.Errorf("%s while the circuit is open: %v", name, err)
 		}
 	}
-	if err := client.Ping(t.Context()); err != nil {
+	if err := client.Ping(t.Context(), ""); err != nil {
 		t.Errorf("the probe while the circuit is open: %v", err)
 	}
 	watch.open.Store(false)
@@ -678,7 +682,7 @@ func TestAStalledRedis(t *testing.T) {
 		"users":  func(ctx context.Context) error { _, err := store.Users(ctx, []string{"u"}); return err },
 		"due":    func(ctx context.Context) error { _, err := store.Due(ctx, []int{0}); return err },
 		"outbox": func(ctx context.Context) error { _, err := store.Outbox("r").Next(ctx, 0, 1); return err },
-		"ping":   func(ctx context.Context) error { return client.Ping(ctx) },
+		"ping":   func(ctx context.Context) error { return client.Ping(ctx, "") },
 	}
 	var wait sync.WaitGroup
 	for name, call := range calls {
@@ -749,5 +753,20 @@ func TestAStalledRedis(t *testing.T) {
 	}
 	if err := goleak.Find(leaks); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLogTo: the library's own lines go to the log that was chosen, and without one nowhere.
+func TestLogTo(t *testing.T) {
+	var out bytes.Buffer
+	defer LogTo(slog.New(slog.DiscardHandler))
+	for level, want := range map[slog.Level]int{slog.LevelInfo: 0, slog.LevelDebug: 1} {
+		out.Reset()
+		log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
+		LogTo(log)
+		lines{log}.Printf(t.Context(), "connection %d is bad", 7)
+		if n := strings.Count(out.String(), "go-redis: connection 7 is bad"); n != want {
+			t.Errorf("at level %s: %q", level, out.String())
+		}
 	}
 }

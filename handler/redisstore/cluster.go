@@ -2,6 +2,11 @@ package redisstore
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -29,5 +34,119 @@ func (once) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPip
 			wrapped[i] = onceCmd{cmd}
 		}
 		return next(ctx, wrapped)
+	}
+}
+
+// lookAgain is the least time between two looks at which primaries there are.
+const lookAgain = 500 * time.Millisecond
+
+// primaries are those of a cluster, as they were when last looked at.
+type primaries struct {
+	cluster *redis.ClusterClient
+	known   atomic.Pointer[map[string]*redis.Client] // by address
+	changed chan struct{}                            // has one when it is worth to look again
+	// replaced ends when the cluster's client is closed.
+	replaced context.Context //nolint:containedctx // it lives as long as the client
+	end      context.CancelFunc
+}
+
+// newPrimaries looks at a cluster for the first time.
+func (c *Client) newPrimaries(ctx context.Context, cluster *redis.ClusterClient) (*primaries, error) {
+	p := &primaries{cluster: cluster, changed: make(chan struct{}, 1)}
+	p.replaced, p.end = context.WithCancel(c.open)
+	if err := p.look(ctx); err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *primaries) look(ctx context.Context) error {
+	var mu sync.Mutex
+	found := map[string]*redis.Client{}
+	err := p.cluster.ForEachMaster(ctx, func(_ context.Context, n *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		found[n.Options().Addr] = n
+		return nil
+	})
+	if err == nil {
+		p.known.Store(&found)
+	}
+	return err
+}
+
+// all returns the primaries by address.
+func (p *primaries) all() map[string]*redis.Client { return *p.known.Load() }
+
+func (p *primaries) addrs() []string { return slices.Sorted(maps.Keys(p.all())) }
+
+// mayHaveChanged has follow look again soon.
+func (p *primaries) mayHaveChanged() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// follow keeps up with a cluster's primaries as they come and go, until its client is closed. A fault of any of them
+// may be due to such a change.
+func (c *Client) follow(l *live) {
+	p := l.cluster
+	ticker := time.NewTicker(c.rescan)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.replaced.Done():
+			return
+		case <-ticker.C:
+		case <-p.changed:
+		}
+		ctx, cancel := context.WithTimeout(p.replaced, commandTimeout)
+		err := p.look(ctx)
+		cancel()
+		c.mu.Lock()
+		if err == nil && c.live.Load() == l {
+			c.circuit.SetNodes(p.addrs())
+		}
+		c.mu.Unlock()
+		pause := time.NewTimer(lookAgain)
+		select {
+		case <-p.replaced.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+// Away returns nil while every server may be asked. Otherwise it returns what tells whether the one that has a user's
+// state must be left alone, and for how long at most; it is good for one look, by one goroutine.
+func (s *Store) Away() func(user string) (retryAfter time.Duration, away bool) {
+	circuit := s.client.circuit
+	if !circuit.AnyOpen() {
+		return nil
+	}
+	if wait, open := circuit.Open(""); open {
+		return func(string) (time.Duration, bool) { return wait, true }
+	}
+	l := s.client.live.Load()
+	if l == nil || l.cluster == nil {
+		return nil // it has closed, or will be known with the next client
+	}
+	type answer struct {
+		known, away bool
+		wait        time.Duration
+	}
+	answers := make([]answer, s.keys.partitions)
+	return func(user string) (time.Duration, bool) {
+		p := s.keys.partition(user)
+		a := &answers[p]
+		if !a.known {
+			a.known = true
+			if node, err := l.cluster.cluster.MasterForKey(s.client.open, s.keys.outbox(p)); err == nil {
+				a.wait, a.away = circuit.Open(node.Options().Addr)
+			}
+		}
+		return a.wait, a.away
 	}
 }

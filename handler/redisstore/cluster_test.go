@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"userconnectivity/handler/internal/testkit"
+	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
 )
 
@@ -233,7 +235,21 @@ func TestClusterFollowsItsPrimaries(t *testing.T) {
 	c := testkit.StartCluster(t, 3, 1)
 	b := newBench(t, clusterClient(c), endpointOf(c), "uc", 16)
 	b.store.client.rescan = 100 * time.Millisecond
+	circuits := maintenance.NewSet(maintenance.SetConfig{Log: slog.New(slog.DiscardHandler)})
+	b.store.client.circuit = circuits
 	users := usersOf(b.store)
+	expectCircuits := func(primaries ...*testkit.Redis) {
+		t.Helper()
+		var want []string
+		for _, p := range primaries {
+			want = append(want, p.Addr)
+		}
+		slices.Sort(want)
+		testkit.Eventually(t, "a circuit for each primary", func(context.Context, *redis.Client) (bool, error) {
+			got := slices.Sorted(maps.Keys(circuits.State().Nodes))
+			return slices.Equal(got, want), fmt.Errorf("%q, want %q", got, want)
+		}, c.Primaries[1])
+	}
 	e := listen(t, b.store.client, 3)
 	hearsAll := func(round string) {
 		t.Helper()
@@ -266,11 +282,13 @@ func TestClusterFollowsItsPrimaries(t *testing.T) {
 	}
 	beatAll(presence.ChangeOnline)
 	hearsAll("first")
+	expectCircuits(c.Primaries...)
 
 	c.Failover(t, c.Replicas[0])
 	<-e.stands // with the new primary
 	beatAll(presence.ChangeRenewed)
 	hearsAll("after the failover")
+	expectCircuits(c.Replicas[0], c.Primaries[1], c.Primaries[2])
 
 	added := c.AddPrimary(t)
 	slot := slotOf(b, 0)
@@ -281,6 +299,10 @@ func TestClusterFollowsItsPrimaries(t *testing.T) {
 	<-e.stands
 	beatAll(presence.ChangeRenewed)
 	hearsAll("after a primary was added")
+	expectCircuits(c.Replicas[0], c.Primaries[1], c.Primaries[2], added)
+	if err := b.store.client.Subscription(); err != nil {
+		t.Errorf("of a primary that is one no more: %v", err)
+	}
 }
 
 func slotOf(b *bench, p int) int {

@@ -26,6 +26,9 @@ type Endpoint struct {
 	Credentials func(ctx context.Context) (user, password string, err error)
 	// Life is how long a connection with Credentials lives.
 	Life time.Duration
+	// Unannounced is true where Redis must not be asked for its maintenance notifications
+	// (CLIENT MAINT_NOTIFICATIONS), which those servers refuse that have none.
+	Unannounced bool
 }
 
 // options reads the endpoint. Its errors have no secret in them.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -101,46 +103,65 @@ type Subscriber struct {
 	Maintenance func(text string)
 }
 
-// subscriptionState is how the subscription last was.
-type subscriptionState struct{ err error }
+// standing is why subscriptions do not stand.
+type standing struct {
+	mu     sync.Mutex
+	faults map[string]error // by node
+}
+
+// tell takes in that the subscription with a node stands, or why it does not. That it was not tried while the circuit
+// is open does not hide what was wrong before.
+func (s *standing) tell(node string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err == nil:
+		delete(s.faults, node)
+	case s.faults[node] == nil || !errors.Is(err, errCircuitOpen):
+		if s.faults == nil {
+			s.faults = map[string]error{}
+		}
+		s.faults[node] = err
+	}
+}
+
+func (s *standing) fault() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.faults) == 0 {
+		return nil
+	}
+	node := slices.Min(slices.Collect(maps.Keys(s.faults)))
+	if node == "" {
+		return s.faults[node]
+	}
+	return fmt.Errorf("subscription with %s: %w", node, s.faults[node])
+}
 
 // Subscription returns why the subscription does not stand, with the setting and the cure; nil while it stands or
-// nobody called Subscribe. On a cluster it is the last fault with any primary.
-func (c *Client) Subscription() error {
-	if s := c.subscribed.Load(); s != nil {
-		return s.err
-	}
-	return nil
-}
+// nobody called Subscribe. On a cluster it is the fault with one of the primaries.
+func (c *Client) Subscription() error { return c.subscribed.fault() }
 
 // Subscribe keeps a subscription until ctx ends, on a cluster one with each primary: one that is lost is made again,
 // and one whose credentials grow old is replaced by a new one before it is closed. What is published while both stand
-// is told once. lost is told of each loss; it may be called by several goroutines at once, as may the subscriber.
+// is told once. lost is told of each loss and each attempt that fails; it may be called by several goroutines at once,
+// as may the subscriber. The circuit is told of those alone that stood.
 func (c *Client) Subscribe(ctx context.Context, s Subscriber, lost func(error)) {
 	if s.Expired == nil && s.Maintenance == nil {
 		return
 	}
-	told := s
-	told.Subscribed = func() {
-		c.subscribed.Store(&subscriptionState{})
-		if s.Subscribed != nil {
-			s.Subscribed()
-		}
-	}
-	retry := retry{lost: func(err error) {
-		c.subscribed.Store(&subscriptionState{err})
-		lost(err)
-	}}
+	retry := retry{client: c, lost: lost}
 	for ctx.Err() == nil {
 		stood := false
 		client, err := c.connect(ctx)
 		if err == nil {
-			switch client := client.(*live).UniversalClient.(type) {
-			case *redis.ClusterClient:
-				stood, err = c.listenToAll(ctx, client, told, retry.lost)
-			case *redis.Client:
-				stood, err = c.listenTo(ctx, client, told)
+			l := client.(*live)
+			if l.cluster != nil {
+				c.subscribed.tell("", nil)
+				c.listenToAll(ctx, l.cluster, s, lost)
+				continue
 			}
+			stood, err = c.listenTo(ctx, "", l.UniversalClient.(*redis.Client), s)
 		}
 		retry.wait(ctx, stood, err)
 	}
@@ -148,14 +169,20 @@ func (c *Client) Subscribe(ctx context.Context, s Subscriber, lost func(error)) 
 
 // retry waits between attempts that fail, longer each time.
 type retry struct {
-	lost func(error)
-	last time.Duration
+	client *Client
+	node   string
+	lost   func(error)
+	last   time.Duration
 }
 
 func (r *retry) wait(ctx context.Context, stood bool, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	if stood {
+		r.client.circuit.Lost(r.node)
+	}
+	r.client.subscribed.tell(r.node, err)
 	r.lost(err)
 	r.last = min(max(2*r.last, resubscribeWait), longestWait)
 	if stood {
@@ -170,77 +197,71 @@ func (r *retry) wait(ctx context.Context, stood bool, err error) {
 }
 
 // listenToAll subscribes on every primary of a cluster, since each publishes the expired events of its own keys only,
-// and follows the cluster as primaries come and go. It returns when the cluster cannot be asked for its primaries.
-func (c *Client) listenToAll(ctx context.Context, cluster *redis.ClusterClient, s Subscriber, lost func(error)) (stood bool, err error) {
+// and follows the cluster as primaries come and go. It returns when the cluster's client is replaced, or ctx ends.
+func (c *Client) listenToAll(ctx context.Context, p *primaries, s Subscriber, lost func(error)) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	type ending struct {
-		addr  string
-		stood bool
-		err   error
+	defer context.AfterFunc(p.replaced, cancel)()
+	type ear struct {
+		server *redis.Client
+		stop   context.CancelFunc
 	}
-	endings := make(chan ending)
-	listening := map[string]context.CancelFunc{}
-	retry := retry{lost: lost}
+	listening := map[string]ear{}
 	ticker := time.NewTicker(c.rescan)
 	defer ticker.Stop()
 	for {
-		var mu sync.Mutex
-		primaries := map[string]*redis.Client{}
-		err := cluster.ForEachMaster(ctx, func(_ context.Context, n *redis.Client) error {
-			mu.Lock()
-			defer mu.Unlock()
-			primaries[n.Options().Addr] = n
-			return nil
-		})
-		if err != nil {
-			return stood, unavailable(c.endpoint.diagnose(err))
-		}
-		for addr, stop := range listening {
-			if primaries[addr] == nil {
-				stop()
+		found := p.all()
+		for addr, e := range listening {
+			if found[addr] != e.server {
+				e.stop()
+				delete(listening, addr)
 			}
 		}
-		for addr, primary := range primaries {
-			if listening[addr] != nil {
+		for addr, server := range found {
+			if listening[addr].server != nil {
 				continue
 			}
 			node, stop := context.WithCancel(ctx)
-			listening[addr] = stop
-			running.Go(func() {
-				e := ending{addr: addr}
-				e.stood, e.err = c.listenTo(node, primary, s)
-				select {
-				case endings <- e:
-				case <-ctx.Done():
-				}
-			})
+			listening[addr] = ear{server, stop}
+			running.Go(func() { c.keepListening(node, addr, server, s, lost) })
 		}
 		select {
 		case <-ctx.Done():
-			return stood, ctx.Err()
+			return
 		case <-ticker.C:
-		case e := <-endings:
-			stood = stood || e.stood
-			listening[e.addr]()
-			delete(listening, e.addr)
-			if primaries[e.addr] != nil {
-				retry.wait(ctx, e.stood, e.err)
-			}
 		}
+	}
+}
+
+// keepListening keeps a subscription with one primary of a cluster until ctx ends.
+func (c *Client) keepListening(ctx context.Context, node string, server *redis.Client, s Subscriber, lost func(error)) {
+	defer c.subscribed.tell(node, nil)
+	retry := retry{client: c, node: node, lost: lost}
+	for ctx.Err() == nil {
+		stood, err := false, c.readyFor(node)
+		if err == nil {
+			stood, err = c.listenTo(ctx, node, server, s)
+		}
+		retry.wait(ctx, stood, err)
 	}
 }
 
 // listenTo keeps a subscription on one server until it is lost, and replaces it before its credentials are too old.
 // stood reports whether it ever stood.
-func (c *Client) listenTo(ctx context.Context, server *redis.Client, s Subscriber) (stood bool, err error) {
+func (c *Client) listenTo(ctx context.Context, node string, server *redis.Client, s Subscriber) (stood bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
 	told := &sharing{Subscriber: s}
+	told.Subscribed = func() {
+		c.subscribed.tell(node, nil)
+		if s.Subscribed != nil {
+			s.Subscribed()
+		}
+	}
 	begin := func() *subscription {
 		sub := newSubscription(ctx, server)
 		running.Go(func() { sub.run(told, c.quiet) })
@@ -394,9 +415,7 @@ func (s *subscription) listen(told *sharing, quiet time.Duration) error {
 		case *redis.Subscription:
 			if stands++; stands == want {
 				close(s.stands)
-				if told.Subscribed != nil {
-					told.Subscribed()
-				}
+				told.Subscribed()
 			}
 		case *redis.Message:
 			told.take(m.Channel, m.Payload)

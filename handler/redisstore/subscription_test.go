@@ -182,7 +182,8 @@ func TestSubscriptionWithoutPermission(t *testing.T) {
 	if err := raw.Do(t.Context(), "acl", "setuser", "app", "on", ">"+secret, "~*", "+@all", "resetchannels").Err(); err != nil {
 		t.Fatal(err)
 	}
-	client := NewClient(Endpoint{URL: "redis://app:" + secret + "@" + server.Addr}, "test", nil)
+	told := &circuit{}
+	client := NewClient(Endpoint{URL: "redis://app:" + secret + "@" + server.Addr}, "test", told)
 	defer client.Close()
 	store := New(client, Config{Partitions: 1})
 	defer store.Close()
@@ -209,6 +210,17 @@ func TestSubscriptionWithoutPermission(t *testing.T) {
 	<-e.stands
 	if err := client.Subscription(); err != nil {
 		t.Error(err)
+	}
+	// Only one that stood can be lost.
+	if n := told.lost.Load(); n != 0 {
+		t.Errorf("%d connections lost", n)
+	}
+	if err := raw.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
+		t.Fatal(err)
+	}
+	<-e.stands
+	if n := told.lost.Load(); n != 1 {
+		t.Errorf("%d connections lost, and one was cut", n)
 	}
 }
 
