@@ -62,6 +62,8 @@ type app struct {
 	sender   sender
 	listener *expiry.Listener
 	router   http.Handler
+	// trackers are the ways in of heartbeats, by their names in the metrics.
+	trackers map[string]*presence.Tracker
 	// looks are those of health that run now, and queueWarnings what the last look at the queue's properties found.
 	looks         singleflight.Group
 	queueWarnings atomic.Pointer[[]string]
@@ -85,6 +87,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	tracker := presence.NewTracker(a.deferred, a.records, cfg.SessionTTL)
 	// What comes over a queue is not kept in memory: the broker keeps it until it is applied.
 	queued := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
+	a.trackers = map[string]*presence.Tracker{overHTTP: tracker, overQueue: queued}
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
 	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
@@ -97,6 +100,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
 		Listener: a.listener,
 		Health:   a,
+		Metrics:  a,
 		Version:  version,
 		Log:      log,
 	})

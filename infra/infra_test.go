@@ -464,7 +464,7 @@ func TestEachFunctionRunsInTheRightApp(t *testing.T) {
 	main := read(t, "main.bicep")
 	api := texts(t, main.value(t, "var", "apiFunctions"))
 	listener := texts(t, main.value(t, "var", "listenerFunctions"))
-	both := []string{"Health", "Live"}
+	both := []string{"Health", "Live", "Metrics"}
 	named := slices.Sorted(slices.Values(slices.Concat(api, listener, both)))
 	if want := slices.Sorted(maps.Keys(functions(t))); !slices.Equal(named, want) {
 		t.Errorf("the templates know %v\nthe folders are %v", named, want)

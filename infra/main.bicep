@@ -220,7 +220,7 @@ var apiFunctions = [
   'UsersQuery'
 ]
 
-// Functions of the listener app. The API app disables them. Live and Health run in both.
+// Functions of the listener app. The API app disables them. Live, Health and Metrics run in both.
 var listenerFunctions = [
   'ExpirationListener'
 ]

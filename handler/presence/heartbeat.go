@@ -157,7 +157,12 @@ func (t *Tracker) applyBeats(ctx context.Context, beats []Beat) ([]BeatOutcome, 
 	start := time.Now()
 	outcomes, err := t.store.Heartbeats(ctx, beats)
 	t.pace.observe(time.Since(start))
-	return outcomes, err
+	if err != nil {
+		t.tally.beatsFailed.Add(int64(len(beats)))
+		return nil, err
+	}
+	t.tally.countBeats(outcomes)
+	return outcomes, nil
 }
 
 func tooManySessions(user string) error {

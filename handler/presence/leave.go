@@ -38,34 +38,60 @@ func (l Leave) check() []FieldError {
 	return c
 }
 
-// Leave applies one leave. A repeated or unknown one is no error. It returns an *Error: Invalid, or
-// Unavailable when the state cannot be reached.
-func (t *Tracker) Leave(ctx context.Context, l Leave) error {
+// Leave applies one leave and returns what became of it. A repeated or unknown one is no error. It returns an *Error:
+// Invalid, or Unavailable when the state cannot be reached.
+func (t *Tracker) Leave(ctx context.Context, l Leave) (LeaveOutcome, error) {
 	if err := Refuse(l.check()); err != nil {
-		return err
+		return "", err
 	}
-	if _, err := t.store.Leaves(ctx, []Leave{l}); err != nil {
-		return fmt.Errorf("apply a leave: %w", err)
+	outcomes, err := t.applyLeaves(ctx, []Leave{l})
+	if err != nil {
+		return "", fmt.Errorf("apply a leave: %w", err)
 	}
-	return nil
+	return outcomes[0], nil
 }
 
-// Leaves applies up to MaxBatch leaves and returns the items that were refused; the others are applied.
-func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) ([]Rejection, error) {
-	var rejected []Rejection
+// LeavesReceipt answers a bulk of leaves. Deferred counts those that are kept in memory; Rejected has those that were
+// refused. The others were applied.
+type LeavesReceipt struct {
+	Deferred int
+	Rejected []Rejection
+}
+
+// Leaves applies up to MaxBatch leaves. Items are judged one by one: a bad one is rejected, the others are applied. It
+// returns an *Error of kind Unavailable when the state cannot be reached; some items may have been applied then, and
+// all may be sent again.
+func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) (LeavesReceipt, error) {
+	var r LeavesReceipt
 	good := make([]Leave, 0, len(leaves))
 	for i, l := range leaves {
 		if err := Refuse(l.check()); err != nil {
-			rejected = append(rejected, Rejection{i, err})
+			r.Rejected = append(r.Rejected, Rejection{i, err})
 			continue
 		}
 		good = append(good, l)
 	}
 	if len(good) == 0 {
-		return rejected, nil
+		return r, nil
 	}
-	if _, err := t.store.Leaves(ctx, good); err != nil {
-		return nil, fmt.Errorf("apply %d leaves: %w", len(good), err)
+	outcomes, err := t.applyLeaves(ctx, good)
+	if err != nil {
+		return LeavesReceipt{}, fmt.Errorf("apply %d leaves: %w", len(good), err)
 	}
-	return rejected, nil
+	for _, o := range outcomes {
+		if o == LeaveDeferred {
+			r.Deferred++
+		}
+	}
+	return r, nil
+}
+
+func (t *Tracker) applyLeaves(ctx context.Context, leaves []Leave) ([]LeaveOutcome, error) {
+	outcomes, err := t.store.Leaves(ctx, leaves)
+	if err != nil {
+		t.tally.leavesFailed.Add(int64(len(leaves)))
+		return nil, err
+	}
+	t.tally.countLeaves(outcomes)
+	return outcomes, nil
 }

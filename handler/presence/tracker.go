@@ -28,6 +28,7 @@ type Tracker struct {
 	archive    archive
 	defaultTTL time.Duration
 	pace       pace
+	tally      tally
 }
 
 // NewTracker returns a Tracker. defaultTTL is the ttl of beats that name none (MinTTL to MaxTTL).

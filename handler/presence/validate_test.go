@@ -1,6 +1,7 @@
 package presence_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"userconnectivity/handler/presence"
 )
@@ -37,6 +40,7 @@ type taking struct {
 	beats   []presence.Beat
 	leaves  []presence.Leave
 	changes map[string]presence.Change
+	left    map[string]presence.LeaveOutcome
 	err     error
 }
 
@@ -54,7 +58,11 @@ func (s *taking) Heartbeats(_ context.Context, beats []presence.Beat) ([]presenc
 
 func (s *taking) Leaves(_ context.Context, leaves []presence.Leave) ([]presence.LeaveOutcome, error) {
 	s.leaves = append(s.leaves, leaves...)
-	return make([]presence.LeaveOutcome, len(leaves)), s.err
+	outcomes := make([]presence.LeaveOutcome, len(leaves))
+	for i, l := range leaves {
+		outcomes[i] = cmp.Or(s.left[l.User], presence.Left)
+	}
+	return outcomes, s.err
 }
 
 func (s *taking) Users(_ context.Context, ids []string) ([]*presence.User, error) {
@@ -188,25 +196,135 @@ func TestLeavesAreChecked(t *testing.T) {
 	t.Parallel()
 	live := &taking{}
 	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
-	rejected, err := tracker.Leaves(t.Context(), []presence.Leave{
+	got, err := tracker.Leaves(t.Context(), []presence.Leave{
 		{User: "ann", Session: "s"}, {Session: "s"}, {User: "ann"}, {User: "bob", Session: "s", Seq: number(-1)}, {User: "bob", Session: "s", Seq: number(7)},
 	})
-	if err != nil || len(rejected) != 3 || len(live.leaves) != 2 || live.leaves[1].User != "bob" {
-		t.Fatalf("%+v, %v; applied %+v", rejected, err, live.leaves)
+	rejected := got.Rejected
+	if err != nil || len(rejected) != 3 || got.Deferred != 0 || len(live.leaves) != 2 || live.leaves[1].User != "bob" {
+		t.Fatalf("%+v, %v; applied %+v", got, err, live.leaves)
 	}
 	for i, want := range []string{"/user", "/session", "/seq"} {
 		if got := pointers(rejected[i].Err); !slices.Equal(got, []string{want}) || rejected[i].Index != i+1 {
 			t.Errorf("%d: %q, want %s", rejected[i].Index, got, want)
 		}
 	}
-	if err := tracker.Leave(t.Context(), presence.Leave{User: "a b", Session: ""}); !slices.Equal(pointers(err), []string{"/user", "/session"}) {
+	if _, err := tracker.Leave(t.Context(), presence.Leave{User: "a b", Session: ""}); !slices.Equal(pointers(err), []string{"/user", "/session"}) {
 		t.Errorf("%v", err)
 	}
 	live.leaves = nil
-	if rejected, err := tracker.Leaves(t.Context(), []presence.Leave{{}}); err != nil || len(rejected) != 1 || live.leaves != nil {
-		t.Errorf("nothing good: %v, %v, %v", rejected, err, live.leaves)
+	if got, err := tracker.Leaves(t.Context(), []presence.Leave{{}}); err != nil || len(got.Rejected) != 1 || live.leaves != nil {
+		t.Errorf("nothing good: %v, %v, %v", got, err, live.leaves)
 	}
 }
+
+// TestLeaveOutcomes: the caller learns what became of a leave, and of how many in a bulk that they are only kept.
+func TestLeaveOutcomes(t *testing.T) {
+	t.Parallel()
+	live := &taking{left: map[string]presence.LeaveOutcome{
+		"kept": presence.LeaveDeferred, "late": presence.LeaveStale, "grace": presence.Leaving, "nobody": presence.LeaveUnknown,
+	}}
+	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
+	var bulk []presence.Leave
+	for user, want := range map[string]presence.LeaveOutcome{
+		"ann": presence.Left, "kept": presence.LeaveDeferred, "late": presence.LeaveStale, "grace": presence.Leaving, "nobody": presence.LeaveUnknown,
+	} {
+		one := presence.Leave{User: user, Session: "s"}
+		bulk = append(bulk, one, one)
+		if got, err := tracker.Leave(t.Context(), one); got != want || err != nil {
+			t.Errorf("%s: %q, %v, want %q", user, got, err, want)
+		}
+	}
+	if got, err := tracker.Leaves(t.Context(), append(bulk, presence.Leave{})); got.Deferred != 2 || len(got.Rejected) != 1 || err != nil {
+		t.Errorf("bulk: %+v, %v", got, err)
+	}
+}
+
+// TestTally: every beat and leave that the state was asked to apply is in one count, whichever call brought it.
+func TestTally(t *testing.T) {
+	t.Parallel()
+	live := &taking{
+		changes: map[string]presence.Change{
+			"new": presence.ChangeOnline, "more": presence.ChangeStarted, "late": presence.ChangeStale, "kept": presence.ChangeDeferred, "full": presence.ChangeFull,
+		},
+		left: map[string]presence.LeaveOutcome{
+			"late": presence.LeaveStale, "kept": presence.LeaveDeferred, "grace": presence.Leaving, "nobody": presence.LeaveUnknown,
+		},
+	}
+	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
+	want := presence.Tally{
+		Beats: map[presence.Change]int64{
+			presence.ChangeOnline: 0, presence.ChangeStarted: 0, presence.ChangeRenewed: 0, presence.ChangeStale: 0, presence.ChangeDeferred: 0, presence.ChangeFull: 0,
+		},
+		Leaves: map[presence.LeaveOutcome]int64{
+			presence.Left: 0, presence.Leaving: 0, presence.LeaveStale: 0, presence.LeaveUnknown: 0, presence.LeaveDeferred: 0,
+		},
+	}
+	if diff := gocmp.Diff(want, tracker.Tally()); diff != "" {
+		t.Errorf("at the start: %s", diff)
+	}
+	var beats []presence.Beat
+	var leaves []presence.Leave
+	for _, user := range []string{"old", "old", "new", "old", "more", "late", "late", "late", "kept", "full", "grace", "nobody"} {
+		beats = append(beats, presence.Beat{User: user, Session: "s"})
+		leaves = append(leaves, presence.Leave{User: user, Session: "s"})
+	}
+	for range 2 {
+		if _, err := tracker.Heartbeats(t.Context(), append(beats, presence.Beat{User: "b b", Session: "s"})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tracker.Leaves(t.Context(), append(leaves, presence.Leave{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range beats {
+		_, _ = tracker.Heartbeat(t.Context(), beats[i]) // that of the full user is a conflict
+		if _, err := tracker.Leave(t.Context(), leaves[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	live.err = errors.New("away")
+	if _, err := tracker.Heartbeats(t.Context(), beats); err == nil {
+		t.Error("beats: no error")
+	}
+	if _, err := tracker.Leaves(t.Context(), leaves[:5]); err == nil {
+		t.Error("leaves: no error")
+	}
+	want = presence.Tally{
+		Beats: map[presence.Change]int64{
+			presence.ChangeOnline: 3, presence.ChangeStarted: 3, presence.ChangeRenewed: 15, presence.ChangeStale: 9, presence.ChangeDeferred: 3, presence.ChangeFull: 3,
+		},
+		Leaves: map[presence.LeaveOutcome]int64{
+			presence.Left: 18, presence.Leaving: 3, presence.LeaveStale: 9, presence.LeaveUnknown: 3, presence.LeaveDeferred: 3,
+		},
+		BeatsFailed: 12, LeavesFailed: 5,
+	}
+	if diff := gocmp.Diff(want, tracker.Tally()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestCountingTakesNoMemory: a beat is on the fast path.
+func TestCountingTakesNoMemory(t *testing.T) {
+	tracker := presence.NewTracker(ready{{Change: presence.ChangeRenewed, Status: presence.Online}}, records{}, presence.DefaultTTL)
+	beat := presence.Beat{User: "ann", Session: "s", TTL: seconds(45)}
+	// The two are the beat, which the ttl's default may be written to, and the slice for the store.
+	if n := testing.AllocsPerRun(1000, func() { _, _ = tracker.Heartbeat(t.Context(), beat) }); n > 2 {
+		t.Errorf("%v allocations for a beat", n)
+	}
+}
+
+// ready is a store that has its answer ready.
+type ready []presence.BeatOutcome
+
+func (r ready) Heartbeats(context.Context, []presence.Beat) ([]presence.BeatOutcome, error) {
+	return r, nil
+}
+
+func (r ready) Leaves(context.Context, []presence.Leave) ([]presence.LeaveOutcome, error) {
+	return nil, nil
+}
+
+func (r ready) Users(context.Context, []string) ([]*presence.User, error) { return nil, nil }
 
 func TestQueriesAreChecked(t *testing.T) {
 	t.Parallel()
@@ -225,7 +343,7 @@ func TestFaultsOfTheStore(t *testing.T) {
 	good := presence.Beat{User: "ann", Session: "s"}
 	_, beat := tracker.Heartbeat(t.Context(), good)
 	_, beats := tracker.Heartbeats(t.Context(), []presence.Beat{good})
-	leave := tracker.Leave(t.Context(), presence.Leave{User: "ann", Session: "s"})
+	_, leave := tracker.Leave(t.Context(), presence.Leave{User: "ann", Session: "s"})
 	_, leaves := tracker.Leaves(t.Context(), []presence.Leave{{User: "ann", Session: "s"}})
 	for name, err := range map[string]error{"beat": beat, "beats": beats, "leave": leave, "leaves": leaves} {
 		if presence.KindOf(err) != presence.Unavailable || !errors.Is(err, down) {

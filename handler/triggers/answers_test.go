@@ -45,6 +45,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	good["Replay"] = call{method: "POST", path: "/api/events/" + id + "/replay"}
 	good["Live"] = call{method: "GET", path: "/api/live"}
 	good["Health"] = call{method: "GET", path: "/api/health"}
+	good["Metrics"] = call{method: "GET", path: "/api/metrics"}
 	good["OpenApi"] = call{method: "GET", path: "/api/openapi.json"}
 	with := func(name string, change func(*call)) call {
 		c := good[name]
@@ -57,15 +58,19 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 		call  call
 	}
 	tries := map[string]try{
-		"Heartbeat 202": {deferred, good["Heartbeat"]},
-		"Heartbeat 409": {b, call{method: "POST", path: "/api/heartbeat", body: object{"user": "full", "session": "more"}}},
-		"Leaves 200":    {b, call{method: "POST", path: "/api/leaves", body: object{"leaves": []object{{"user": ""}}}, loose: true}},
-		"Health 500":    {panicking, good["Health"]},
-		"Health 503":    {down, good["Health"]},
-		"Event 404":     {b, call{method: "GET", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1)}},
-		"Replay 404":    {b, call{method: "POST", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1) + "/replay"}},
-		"Replay 409":    {refusing, good["Replay"]},
-		"OpenApi 503":   {busy, good["OpenApi"]},
+		"Heartbeat 202":  {deferred, good["Heartbeat"]},
+		"Leave 202":      {deferred, good["Leave"]},
+		"EndSession 202": {deferred, good["EndSession"]},
+		"Metrics 500":    {panicking, good["Metrics"]},
+		"Metrics 503":    {busy, good["Metrics"]},
+		"Heartbeat 409":  {b, call{method: "POST", path: "/api/heartbeat", body: object{"user": "full", "session": "more"}}},
+		"Leaves 200":     {b, call{method: "POST", path: "/api/leaves", body: object{"leaves": []object{{"user": ""}}}, loose: true}},
+		"Health 500":     {panicking, good["Health"]},
+		"Health 503":     {down, good["Health"]},
+		"Event 404":      {b, call{method: "GET", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1)}},
+		"Replay 404":     {b, call{method: "POST", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1) + "/replay"}},
+		"Replay 409":     {refusing, good["Replay"]},
+		"OpenApi 503":    {busy, good["OpenApi"]},
 	}
 	success := map[string]int{"Leave": 204, "Leaves": 204, "EndSession": 204, "Replay": 202}
 	for name, c := range good {
@@ -74,7 +79,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 			status = 200
 		}
 		tries[fmt.Sprint(name, " ", status)] = try{b, c}
-		if name == "Live" || name == "Health" || name == "OpenApi" {
+		if name == "Live" || name == "Health" || name == "Metrics" || name == "OpenApi" {
 			continue
 		}
 		tries[name+" 500"], tries[name+" 503"] = try{broken, c}, try{away, c}
@@ -109,7 +114,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	}
 }
 
-// deferring is a core that keeps every beat for later.
+// deferring is a core that keeps every beat and leave for later.
 type deferring struct{ failing }
 
 func (deferring) Heartbeat(_ context.Context, b presence.Beat) (presence.Receipt, error) {
@@ -119,13 +124,20 @@ func (deferring) Heartbeat(_ context.Context, b presence.Beat) (presence.Receipt
 	}, nil
 }
 
-// singlePlaces is how many single requests may be under way at once.
-const singlePlaces = 4096
+func (deferring) Leave(context.Context, presence.Leave) (presence.LeaveOutcome, error) {
+	return presence.LeaveDeferred, nil
+}
 
-// setupBusy returns a bench whose places for single requests are all taken until the test ends.
+// singlePlaces and scrapePlaces are how many single requests and scrapes may be under way at once.
+const (
+	singlePlaces = 4096
+	scrapePlaces = 8
+)
+
+// setupBusy returns a bench whose places for single requests and scrapes are all taken until the test ends.
 func setupBusy(t *testing.T) *bench {
 	t.Helper()
-	inside, finish := make(chan struct{}, singlePlaces), make(chan struct{})
+	inside, finish := make(chan struct{}, singlePlaces+scrapePlaces), make(chan struct{})
 	b := setup(t, withFailing(func(context.Context) error {
 		inside <- struct{}{}
 		<-finish
@@ -135,11 +147,14 @@ func setupBusy(t *testing.T) *bench {
 	for range singlePlaces {
 		wg.Go(func() { serve(b.routes, "GET", "/api/users/ann", "") })
 	}
+	for range scrapePlaces {
+		wg.Go(func() { serve(b.routes, "GET", "/api/metrics", "") })
+	}
 	t.Cleanup(func() {
 		close(finish)
 		wg.Wait()
 	})
-	for range singlePlaces {
+	for range singlePlaces + scrapePlaces {
 		<-inside
 	}
 	return b

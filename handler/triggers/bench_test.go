@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -80,7 +81,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 		Tracker: tracker, Events: b.records, Replayer: work, Worker: work,
 		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues, MaxDelivery: maxDelivery},
 		Listener: supervisor{}, Health: health{"redis": {"status": "ok", "partitions": partitions}},
-		Version: "test", Log: log,
+		Metrics: meter("up 1\n"), Version: "test", Log: log,
 	}
 	for _, c := range change {
 		c(&h)
@@ -405,7 +406,19 @@ func (s supervisor) Supervise(time.Time) []string { return s }
 
 type health map[string]triggers.Part
 
-func (h health) Health(context.Context) map[string]triggers.Part { return h }
+// Health has every part: those that the test names, and the others, which are well.
+func (h health) Health(context.Context) map[string]triggers.Part {
+	parts := map[string]triggers.Part{}
+	for _, name := range []string{"redis", "listener", "queue", "eventLog", "clock"} {
+		parts[name] = triggers.Part{"status": "ok"}
+	}
+	maps.Copy(parts, h)
+	return parts
+}
+
+type meter string
+
+func (m meter) Metrics() []byte { return []byte(m) }
 
 // until waits until done.
 func until(t *testing.T, what string, done func() bool) {

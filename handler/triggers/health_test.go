@@ -21,7 +21,7 @@ func TestLiveAsksNobody(t *testing.T) {
 
 func TestHealthIsThatOfTheWorstPart(t *testing.T) {
 	t.Parallel()
-	ok, degraded, down := triggers.Part{"status": "ok", "n": 1}, triggers.Part{"status": "degraded", "detail": "wait"}, triggers.Part{"status": "down", "detail": "start it"}
+	ok, degraded, down := triggers.Part{"status": "ok"}, triggers.Part{"status": "degraded", "detail": "wait"}, triggers.Part{"status": "down", "detail": "start it"}
 	for _, tt := range []struct {
 		name   string
 		parts  health
@@ -40,7 +40,7 @@ func TestHealthIsThatOfTheWorstPart(t *testing.T) {
 				Parts           map[string]object
 			}
 			b.get("/api/health").into(tt.code, &got)
-			if got.Status != tt.status || got.Version != "test" || len(got.Parts) != len(tt.parts) || got.Parts["redis"]["status"] != tt.parts["redis"]["status"] {
+			if got.Status != tt.status || got.Version != "test" || len(got.Parts) != 5 || got.Parts["redis"]["status"] != tt.parts["redis"]["status"] {
 				t.Errorf("%+v", got)
 			}
 		})

@@ -12,8 +12,8 @@ import (
 
 // leaver ends sessions; presence.Tracker is one.
 type leaver interface {
-	Leave(ctx context.Context, l presence.Leave) error
-	Leaves(ctx context.Context, leaves []presence.Leave) ([]presence.Rejection, error)
+	Leave(ctx context.Context, l presence.Leave) (presence.LeaveOutcome, error)
+	Leaves(ctx context.Context, leaves []presence.Leave) (presence.LeavesReceipt, error)
 }
 
 // leaveBody is a leave as clients send it.
@@ -27,6 +27,13 @@ func (b leaveBody) leave(at time.Time, trace string) presence.Leave {
 	return presence.Leave{User: b.User, Session: optionalSession(b.Session), Seq: b.Seq, At: at, Traceparent: trace}
 }
 
+// leaveReceiptBody answers a leave that is kept for later.
+type leaveReceiptBody struct {
+	User    string                `json:"user"`
+	Session string                `json:"session"`
+	Change  presence.LeaveOutcome `json:"change"`
+}
+
 // leave is POST /api/leave: ends one session, after its grace.
 func leave(l leaver) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -36,11 +43,7 @@ func leave(l leaver) http.HandlerFunc {
 			fail(w, r, err)
 			return
 		}
-		if err := l.Leave(r.Context(), body.leave(received, traceparent(r))); err != nil {
-			fail(w, r, err)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
+		applyLeave(w, r, l, body.leave(received, traceparent(r)))
 	}
 }
 
@@ -58,16 +61,25 @@ func endSession(l leaver) http.HandlerFunc {
 			fail(w, r, err)
 			return
 		}
-		if err := l.Leave(r.Context(), presence.Leave{User: user, Session: session, At: received, Traceparent: traceparent(r)}); err != nil {
-			fail(w, r, err)
-			return
-		}
+		applyLeave(w, r, l, presence.Leave{User: user, Session: session, At: received, Traceparent: traceparent(r)})
+	}
+}
+
+// applyLeave answers 204, and 202 to a leave that is only kept in memory yet.
+func applyLeave(w http.ResponseWriter, r *http.Request, l leaver, one presence.Leave) {
+	outcome, err := l.Leave(r.Context(), one)
+	switch {
+	case err != nil:
+		fail(w, r, err)
+	case outcome == presence.LeaveDeferred:
+		reply(w, http.StatusAccepted, leaveReceiptBody{one.User, one.Session, outcome})
+	default:
 		w.WriteHeader(http.StatusNoContent)
 	}
 }
 
-// leaves is POST /api/leaves: up to presence.MaxBatch leaves. All of them good is 204; else 200 names the
-// rejected ones, and the others are applied.
+// leaves is POST /api/leaves: up to presence.MaxBatch leaves. All of them applied is 204; else 200 counts the ones that
+// are only kept in memory yet and names the rejected ones, and the others are applied.
 func leaves(l leaver) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		received := time.Now()
@@ -80,17 +92,19 @@ func leaves(l leaver) http.HandlerFunc {
 		}
 		trace := traceparent(r)
 		good, at, rejected := decodeItems(body.Leaves, func(b leaveBody) presence.Leave { return b.leave(received, trace) })
-		refused, err := l.Leaves(r.Context(), good)
+		receipt, err := l.Leaves(r.Context(), good)
 		if err != nil {
 			fail(w, r, err)
 			return
 		}
-		if rejected = append(rejected, rejections(refused, at)...); len(rejected) == 0 {
+		rejected = append(rejected, rejections(receipt.Rejected, at)...)
+		if len(rejected) == 0 && receipt.Deferred == 0 {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
 		reply(w, http.StatusOK, struct {
+			Deferred int         `json:"deferred"`
 			Rejected []rejection `json:"rejected"`
-		}{rejected})
+		}{receipt.Deferred, rejected})
 	}
 }

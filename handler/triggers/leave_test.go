@@ -5,6 +5,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"userconnectivity/handler/deferral"
+	"userconnectivity/handler/presence"
+	"userconnectivity/handler/triggers"
 )
 
 func TestLeave(t *testing.T) {
@@ -88,4 +92,53 @@ func TestLeaves(t *testing.T) {
 		thousand[i] = object{"user": fmt.Sprint("user-", i)}
 	}
 	b.post("/api/leaves", object{"leaves": thousand}).is(204)
+}
+
+// TestDeferredLeaves: what is only kept in memory is not answered as if it were done.
+func TestDeferredLeaves(t *testing.T) {
+	t.Parallel()
+	away := setup(t)
+	records := away.records
+	open := func() deferral.Away {
+		return func(user string) (time.Duration, bool) { return time.Second, user != "near" }
+	}
+	store := deferral.New(away.store, open, deferral.Config{Log: discard})
+	b := setup(t, func(h *triggers.Handlers) { h.Tracker = presence.NewTracker(store, records, presence.DefaultTTL) })
+	for _, c := range []call{
+		{method: "POST", path: "/api/leave", body: object{"user": "ann", "session": "phone"}},
+		{method: "DELETE", path: "/api/users/ann/sessions/phone"},
+	} {
+		var got map[string]string
+		b.do(c).into(202, &got)
+		if len(got) != 3 || got["user"] != "ann" || got["session"] != "phone" || got["change"] != "deferred" {
+			t.Errorf("%s: %v", c.path, got)
+		}
+	}
+	b.post("/api/leave", object{"user": "near"}).is(204)
+	for _, tt := range []struct {
+		name     string
+		leaves   []any
+		status   int
+		deferred int
+		rejected int
+	}{
+		{"none_deferred", []any{object{"user": "near"}}, 204, 0, 0},
+		{"all_deferred", []any{object{"user": "bob"}, object{"user": "cid"}}, 200, 2, 0},
+		{"some_deferred", []any{object{"user": "near"}, object{"user": "dan"}}, 200, 1, 0},
+		{"deferred_and_rejected", []any{object{"user": "eve"}, object{"user": "e e"}, 7}, 200, 1, 2},
+	} {
+		a := b.do(call{method: "POST", path: "/api/leaves", body: object{"leaves": tt.leaves}, loose: true})
+		if tt.status == 204 {
+			a.is(204)
+			continue
+		}
+		var got struct {
+			Deferred int
+			Rejected []rejection
+		}
+		a.into(tt.status, &got)
+		if got.Deferred != tt.deferred || got.Rejected == nil || len(got.Rejected) != tt.rejected {
+			t.Errorf("%s: %s", tt.name, a.Body)
+		}
+	}
 }

@@ -22,8 +22,8 @@ import (
 type tracker interface {
 	Heartbeat(context.Context, presence.Beat) (presence.Receipt, error)
 	Heartbeats(context.Context, []presence.Beat) (presence.BulkReceipt, error)
-	Leave(context.Context, presence.Leave) error
-	Leaves(context.Context, []presence.Leave) ([]presence.Rejection, error)
+	Leave(context.Context, presence.Leave) (presence.LeaveOutcome, error)
+	Leaves(context.Context, []presence.Leave) (presence.LeavesReceipt, error)
 	User(context.Context, string) (presence.User, error)
 	Users(context.Context, []string) ([]presence.User, error)
 }
@@ -40,9 +40,13 @@ func (f failing) Heartbeat(ctx context.Context, _ presence.Beat) (presence.Recei
 func (f failing) Heartbeats(ctx context.Context, _ []presence.Beat) (presence.BulkReceipt, error) {
 	return presence.BulkReceipt{BeatAfter: time.Second}, f.fail(ctx)
 }
-func (f failing) Leave(ctx context.Context, _ presence.Leave) error { return f.fail(ctx) }
-func (f failing) Leaves(ctx context.Context, _ []presence.Leave) ([]presence.Rejection, error) {
-	return nil, f.fail(ctx)
+
+func (f failing) Leave(ctx context.Context, _ presence.Leave) (presence.LeaveOutcome, error) {
+	return presence.Left, f.fail(ctx)
+}
+
+func (f failing) Leaves(ctx context.Context, _ []presence.Leave) (presence.LeavesReceipt, error) {
+	return presence.LeavesReceipt{}, f.fail(ctx)
 }
 
 func (f failing) User(ctx context.Context, _ string) (presence.User, error) {
@@ -67,7 +71,12 @@ func (f failing) Supervise(time.Time) []string                               { _
 
 func (f failing) Health(ctx context.Context) map[string]triggers.Part {
 	_ = f.fail(ctx)
-	return map[string]triggers.Part{}
+	return health{}.Health(ctx)
+}
+
+func (f failing) Metrics() []byte {
+	_ = f.fail(context.Background())
+	return []byte("up 1\n")
 }
 
 var _ tracker = failing{}
@@ -76,7 +85,7 @@ var _ tracker = failing{}
 func withFailing(fail func(context.Context) error) func(*triggers.Handlers) {
 	f := failing{fail}
 	return func(h *triggers.Handlers) {
-		h.Tracker, h.Events, h.Replayer, h.Worker, h.Listener, h.Health = f, f, f, f, f, f
+		h.Tracker, h.Events, h.Replayer, h.Worker, h.Listener, h.Health, h.Metrics = f, f, f, f, f, f, f
 		h.Beats.Tracker = f
 	}
 }

@@ -27,6 +27,7 @@ type Handlers struct {
 	Beats    HeartbeatQueue
 	Listener supervisor
 	Health   healthChecker
+	Metrics  meter
 	Version  string
 	Log      *slog.Logger
 }
@@ -39,6 +40,8 @@ const (
 	// singlePlaces and bulkPlaces bound the requests under way at once: with 16 KiB and 4 MiB bodies, 64 and 128 MiB.
 	singlePlaces = 4096
 	bulkPlaces   = 32
+	// scrapePlaces are of their own: the numbers are wanted most when all other places are taken.
+	scrapePlaces = 8
 )
 
 // Routes returns the router: one line for each function, in the order of the HTTP API.
@@ -68,6 +71,7 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/api/leaves", leaves(h.Tracker))          // Leaves
 		r.Post("/api/users/query", usersQuery(h.Tracker)) // UsersQuery
 	})
+	r.With(atMost(scrapePlaces), within(requestTimeout)).Get("/api/metrics", metrics(h.Metrics)) // Metrics
 	r.Group(func(r chi.Router) {
 		r.Use(within(batchTimeout))
 		r.Post("/HeartbeatMessages", h.Beats.serve)

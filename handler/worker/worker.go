@@ -276,10 +276,11 @@ func (w *Worker) Replay(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	// Its time is that before the send: a worker may have the message before the send returns.
+	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}
 	if err := w.sender.Send(ctx, to, []queue.Message{m}); err != nil {
 		return &presence.Error{Kind: presence.Unavailable, Message: "the queue cannot be reached: try again", Err: fmt.Errorf("send event %s again: %w", id, err)}
 	}
-	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}
 	if err := w.events.Write(ctx, []eventlog.Update{{Event: record.Event, Steps: []eventlog.Step{step}}}); err != nil {
 		return fmt.Errorf("log the replay of event %s: %w", id, err)
 	}

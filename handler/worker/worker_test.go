@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +35,7 @@ type bench struct {
 	mu                    sync.Mutex
 	apply                 func(presence.Event) error
 	writeFault, sendFault error
+	onSend                func(queue.Message)
 	sent                  map[string][]queue.Message
 }
 
@@ -75,6 +77,9 @@ func (b *bench) Event(ctx context.Context, id string) (eventlog.Record, error) {
 func (b *bench) Send(_ context.Context, name string, messages []queue.Message) error {
 	if b.sendFault == nil {
 		b.sent[name] = append(b.sent[name], messages...)
+	}
+	if b.onSend != nil {
+		b.onSend(messages[0])
 	}
 	return b.sendFault
 }
@@ -424,6 +429,36 @@ func TestReplays(t *testing.T) {
 	b.sendFault, b.writeFault = nil, eventlog.ErrUnavailable
 	if err := b.work.Replay(t.Context(), e.ID); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("without a log: %v", err)
+	}
+}
+
+// TestReplayThatIsProcessedAtOnce has a worker process the message before the send returns: the history is in order
+// all the same.
+func TestReplayThatIsProcessedAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := eventlogtest.Online("ann", 1)
+	b.mustProcess(delivery(t, e, 0, 1))
+	b.onSend = func(m queue.Message) {
+		b.mustProcess(worker.Delivery{Body: string(m.Body), MessageID: m.ID, Count: 1})
+		for done := time.Now(); time.Since(done) < 2*time.Millisecond; { // times are kept in milliseconds
+			runtime.Gosched()
+		}
+	}
+	if err := b.work.Replay(t.Context(), e.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := b.history(e.ID), "detected/0.0 processing/0.1 done/0.1 queued/1.0 processing/1.1 done/1.1"; got != want {
+		t.Errorf("history %s, want %s", got, want)
+	}
+	r, err := b.store.Event(t.Context(), e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range r.History[1:] {
+		if before := r.History[i]; step.At.Before(before.At) {
+			t.Errorf("%s at %v is before %s at %v", step.Status, step.At, before.Status, before.At)
+		}
 	}
 }
 
