@@ -18,23 +18,34 @@ type ScriptCall struct {
 // The texts of two scripts, put together once.
 var (
 	renewText     = clockLua + renewLua
-	heartbeatText = clockLua + stateLua + heartbeatLua
+	heartbeatText = clockLua + partitionLua + stateLua + heartbeatLua
 )
 
-// RenewCall returns the call of the script that renews live sessions, for beats of users of one partition: that
-// of the first. Keys has the partition's deadline index at 1 and its outbox at 2; from 4 on, user record and
-// lease of each beat.
+// RenewCall returns the call of the script that renews live sessions, for beats of users of any partitions.
 func (s *Store) RenewCall(beats []presence.Beat) ScriptCall {
-	c := s.scriptCall(renewText, beats, 7)
+	items := make([]*beatItem, len(beats))
 	for i := range beats {
-		it := s.prepared(&beats[i])
-		c.Keys = append(c.Keys, it.userKey, it.leaseKey)
-		c.Args = append(c.Args, it.name, it.member, it.ttl, it.grace, it.age, it.left, it.seq)
+		items[i] = s.prepared(&beats[i])
+	}
+	c := ScriptCall{Text: renewText, Args: []any{s.args[1]}}
+	for _, ch := range chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition }) {
+		for _, key := range s.shared[ch.partition][:2] {
+			c.Keys = append(c.Keys, key.(string))
+		}
+		c.Args = append(c.Args, len(ch.items))
+		for _, it := range ch.items {
+			c.Keys = append(c.Keys, it.userKey, it.leaseKey)
+			c.Args = append(c.Args, it.left, it.special)
+		}
 	}
 	return c
 }
 
-// HeartbeatCall is the same for the script that applies any beat. ReadHeartbeat reads its answers.
+// OutboxKey returns the key of the outbox of a user's partition.
+func (s *Store) OutboxKey(user string) string { return s.keys.outbox(s.keys.partition(user)) }
+
+// HeartbeatCall returns the call of the script that applies any beat, for users of one partition: that of the first.
+// ReadHeartbeat reads its answers.
 func (s *Store) HeartbeatCall(beats []presence.Beat) ScriptCall {
 	c := s.scriptCall(heartbeatText, beats, 9)
 	for i := range beats {

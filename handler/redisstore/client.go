@@ -510,6 +510,12 @@ func (c *Client) Server() (s Server, connections int, ok bool) {
 	return l.server, c.sockets.most(), true
 }
 
+// oneServer reports whether all keys are on one server, as far as is known.
+func (c *Client) oneServer() bool {
+	l := c.live.Load()
+	return l != nil && !l.server.Cluster
+}
+
 // isReply reports whether err is an answer of Redis, so that the connection is well.
 func isReply(err error) bool {
 	var reply redis.Error

@@ -3,10 +3,13 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/presence"
 )
@@ -22,8 +25,8 @@ type beatItem struct {
 	partition int
 
 	// What the scripts get, passed by pointer.
-	userKey, leaseKey, name, member string
-	ttl, grace, seq, groups, meta   string
+	userKey, leaseKey, special, seq string
+	groups, meta                    string
 	ttlSeconds, graceSeconds        int64
 	age, left                       int64
 
@@ -165,61 +168,152 @@ func (it *beatItem) prepare(s *Store, now time.Time) {
 	it.partition = s.keys.partition(b.User)
 	it.userKey = s.keys.user(it.partition, b.User)
 	it.leaseKey = s.keys.lease(it.partition, b.User, b.Session)
-	it.member = it.leaseKey[len(it.leaseKey)-len(b.User)-1-len(b.Session):]
-	if it.name = b.Session; it.name == presence.DefaultSession {
-		it.name = ""
-	}
 	it.ttlSeconds, it.graceSeconds = int64(*b.TTL/time.Second), int64(b.Grace/time.Second)
-	if *b.TTL != presence.DefaultTTL {
-		it.ttl = strconv.FormatInt(it.ttlSeconds, 10)
-	}
-	if it.graceSeconds != 0 {
-		it.grace = strconv.FormatInt(it.graceSeconds, 10)
-	}
 	it.age = s.age(now, b.At)
 	it.left = (it.ttlSeconds+it.graceSeconds)*1000 - it.age
 	it.seq, it.groups, it.meta = seqArg(b.Seq), groupsArg(b.Groups), string(b.Meta)
+	it.special = ""
+	if *b.TTL != presence.DefaultTTL || b.Session != presence.DefaultSession || b.Grace != 0 || it.seq != "" {
+		it.special = strings.Join([]string{
+			unless(*b.TTL == presence.DefaultTTL, strconv.FormatInt(it.ttlSeconds, 10)), unless(b.Session == presence.DefaultSession, b.Session),
+			unless(b.Grace == 0, strconv.FormatInt(it.graceSeconds, 10)), it.seq,
+		}, ",")
+	}
+}
+
+// unless returns what a script gets for a value: "" for the usual one.
+func unless(usual bool, value string) string {
+	if usual {
+		return ""
+	}
+	return value
+}
+
+// renewal is a call of renew.lua, with the chunks in it.
+type renewal struct {
+	*call
+	chunks []chunk[*beatItem]
+}
+
+// renewals makes the calls of renew.lua: full ones that go over the partitions together, or one for each chunk.
+func (s *Store) renewals(chunks []chunk[*beatItem], together bool) []renewal {
+	if together {
+		chunks = slices.Clone(chunks) // they are cut where a call is full
+	}
+	var all []renewal
+	for len(chunks) > 0 {
+		r, beats := renewal{}, 0
+		for len(chunks) > 0 && beats < maxItems && (together || beats == 0) {
+			ch := chunks[0]
+			if room := maxItems - beats; len(ch.items) > room {
+				chunks[0].items, ch.items = ch.items[room:], ch.items[:room]
+			} else {
+				chunks = chunks[1:]
+			}
+			r.chunks = append(r.chunks, ch)
+			beats += len(ch.items)
+		}
+		r.call = s.renewal(r.chunks, beats)
+		all = append(all, r)
+	}
+	return all
+}
+
+func (s *Store) renewal(chunks []chunk[*beatItem], beats int) *call {
+	c := &call{script: renewScript, keys: make([]any, 0, 2*(len(chunks)+beats)), args: make([]any, 0, 1+len(chunks)+2*beats)}
+	c.args = append(c.args, s.args[1])
+	for _, ch := range chunks {
+		c.keys = append(c.keys, s.shared[ch.partition][:2]...)
+		c.args = append(c.args, len(ch.items))
+		for _, it := range ch.items {
+			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
+			c.args = append(c.args, &it.left, &it.special)
+		}
+	}
+	return c
 }
 
 // renew runs renew.lua and marks the items that it did. It returns the partitions where it failed, with the fault.
 func (s *Store) renew(ctx context.Context, items []*beatItem) (failed map[int]error) {
-	chunks := chunksOf(items, func(it *beatItem) int { return it.partition })
-	calls := make([]*call, len(chunks))
-	for n, ch := range chunks {
-		c := s.newCall(renewScript, ch.partition, len(ch.items), 7)
-		for _, it := range ch.items {
-			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.name, &it.member, &it.ttl, &it.grace, &it.age, &it.left, &it.seq)
-		}
-		calls[n] = c
+	chunks := chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })
+	renewals := s.renewals(chunks, s.client.oneServer() && !s.apart.Load())
+	s.runRenewals(ctx, renewals)
+	if slices.ContainsFunc(renewals, func(r renewal) bool { return redis.HasErrorPrefix(r.err, "CROSSSLOT") }) {
+		// One address, and a cluster behind it. Nothing was renewed: such a call is refused before it is run.
+		s.apart.Store(true)
+		renewals = s.renewals(chunks, false)
+		s.runRenewals(ctx, renewals)
 	}
-	_ = s.run(ctx, calls...) // each call has its own error
-	for n, ch := range chunks {
-		replies, err := calls[n].replies(len(ch.items))
-		if err != nil {
-			if failed == nil {
-				failed = map[int]error{}
-			}
-			failed[ch.partition] = fmt.Errorf("renew %d sessions: %w", len(ch.items), err)
+	for _, r := range renewals {
+		if r.err == nil {
+			r.err = r.read()
+		}
+		if r.err == nil {
 			continue
 		}
-		for k, it := range ch.items {
-			if text, _ := replies[k].(string); text != "" {
-				it.outcome, it.err = beatOutcome(renewedPrefix + text)
-				it.renewed = it.err == nil
-			}
+		if failed == nil {
+			failed = map[int]error{}
+		}
+		for _, ch := range r.chunks {
+			failed[ch.partition] = fmt.Errorf("renew %d sessions: %w", len(ch.items), r.err)
 		}
 	}
 	return failed
 }
 
-// renewedPrefix makes an answer of renew.lua one of heartbeat.lua.
-const renewedPrefix = string(presence.ChangeRenewed) + ",1,"
+func (s *Store) runRenewals(ctx context.Context, renewals []renewal) {
+	calls := make([]*call, len(renewals))
+	for i, r := range renewals {
+		calls[i] = r.call
+	}
+	_ = s.run(ctx, calls...) // each call has its own error
+}
+
+// read reads renew.lua's answer.
+func (r renewal) read() error {
+	rest, err := r.cmd.Text()
+	if err != nil {
+		return err
+	}
+	want := len(r.chunks)
+	for _, ch := range r.chunks {
+		want += len(ch.items)
+	}
+	if lines := 1 + strings.Count(rest, "\n"); lines != want {
+		return fmt.Errorf("%d lines of answer instead of %d", lines, want)
+	}
+	line := func() (text string) {
+		text, rest, _ = strings.Cut(rest, "\n")
+		return text
+	}
+	for _, ch := range r.chunks {
+		n := numbers{}
+		now := n.parse(line(), 0)
+		for _, it := range ch.items {
+			text := line()
+			if text == "" {
+				continue
+			}
+			epoch, seq, _ := strings.Cut(text, ",")
+			it.outcome = presence.BeatOutcome{
+				Change: presence.ChangeRenewed, Status: presence.Online, Epoch: n.parse(epoch, 0), ExpiresAt: time.UnixMilli(now + it.left).UTC(),
+			}
+			if seq != "" {
+				last := n.parse(seq, 0)
+				it.outcome.Seq = &last
+			}
+			if it.renewed = !n.bad; n.bad {
+				return fmt.Errorf("a number cannot be read in the answer %q", text)
+			}
+		}
+	}
+	return nil
+}
 
 // beat runs heartbeat.lua.
 func (s *Store) beat(ctx context.Context, items []*beatItem) {
 	now := time.Now()
-	chunks := chunksOf(items, func(it *beatItem) int { return it.partition })
+	chunks := chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newCall(heartbeatScript, ch.partition, len(ch.items), 9)

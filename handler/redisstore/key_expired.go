@@ -21,7 +21,7 @@ func (s *Store) Ours(key string) bool { return s.keys.ours(key) }
 // do not call again with the same keys, since a second event would have an id of its own.
 func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
 	var calls []*call
-	for _, c := range chunksOf(keys, s.keys.partition) {
+	for _, c := range chunksOf(keys, s.keys.partitions, s.keys.partition) {
 		calls = append(calls, s.keyExpired(c.partition, ListenerLease, c.items))
 	}
 	if err := s.run(ctx, calls...); err != nil {

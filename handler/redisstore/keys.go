@@ -1,7 +1,6 @@
 package redisstore
 
 import (
-	"hash/fnv"
 	"strconv"
 	"strings"
 )
@@ -12,17 +11,36 @@ import (
 type keys struct {
 	prefix     string
 	partitions int
+	// users and leases are what a partition's user records and lease keys begin with.
+	users, leases []string
+}
+
+func newKeys(prefix string, partitions int) keys {
+	k := keys{prefix: prefix, partitions: partitions}
+	for p := range partitions {
+		tagged := prefix + "{p" + strconv.Itoa(p) + "}"
+		k.users, k.leases = append(k.users, tagged), append(k.leases, tagged+"/lease/")
+	}
+	return k
 }
 
 // partition returns the partition of a user: 0 to partitions-1, the same for ever.
 func (k keys) partition(user string) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(user)) // never fails: hash.Hash says so
-	return int(h.Sum32() % uint32(k.partitions))
+	hash := fnvOffset
+	for i := range len(user) {
+		hash = (hash ^ uint32(user[i])) * fnvPrime
+	}
+	return int(hash % uint32(k.partitions))
 }
 
+// FNV-1a of 32 bits, as hash/fnv has it, which would need a copy of the id.
+const (
+	fnvOffset uint32 = 2166136261
+	fnvPrime  uint32 = 16777619
+)
+
 func (k keys) in(partition int, name string) string {
-	return k.prefix + "{p" + strconv.Itoa(partition) + "}/" + name
+	return k.users[partition] + "/" + name
 }
 
 // shared are KEYS 1 to 4 of every script.
@@ -31,12 +49,11 @@ func (k keys) shared(p int) [4]any {
 }
 
 func (k keys) outbox(p int) string { return k.in(p, "outbox") }
-func (k keys) user(p int, user string) string {
-	return k.prefix + "{p" + strconv.Itoa(p) + "}" + user
-}
+
+func (k keys) user(p int, user string) string { return k.users[p] + user }
 
 func (k keys) lease(p int, user, session string) string {
-	return k.in(p, "lease/"+member(user, session))
+	return k.leases[p] + user + "/" + session
 }
 
 // leasePartition returns the partition of a lease key; false for any other key.

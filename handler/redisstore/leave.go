@@ -28,7 +28,7 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 			age: s.age(now, l.At), seq: seqArg(l.Seq),
 		}
 	}
-	chunks := chunksOf(items, func(it *item) int { return it.partition })
+	chunks := chunksOf(items, s.keys.partitions, func(it *item) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newCall(leaveScript, ch.partition, len(ch.items), 5)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -57,7 +58,7 @@ func hash(src string) string {
 // stillHashes are the names of the scripts with stillTime in front, by the names of those without.
 var stillHashes = func() map[string]string {
 	hashes := map[string]string{}
-	for _, src := range []string{clockLua + renewLua, clockLua + stateLua + heartbeatLua, clockLua + stateLua + leaveLua, clockLua + dueLua, clockLua + stateLua + claimLua, viewLua} {
+	for _, src := range []string{clockLua + renewLua, clockLua + partitionLua + stateLua + heartbeatLua, clockLua + partitionLua + stateLua + leaveLua, clockLua + partitionLua + dueLua, clockLua + partitionLua + stateLua + claimLua, viewLua} {
 		hashes[hash(src)] = hash(stillTime + src)
 	}
 	return hashes
@@ -120,7 +121,10 @@ func (r *rig) renewal(script redis.Cmder) bool {
 	if script.Args()[1] != stillHashes[renewScript.Hash()] {
 		return false
 	}
-	r.renewed, _ = script.(*redis.Cmd).StringSlice()
+	r.renewed = nil
+	if text, err := script.(*redis.Cmd).Text(); err == nil {
+		r.renewed = strings.Split(text, "\n")[1:] // the model has one partition, whose time is in front
+	}
 	for _, answer := range r.renewed {
 		if answer == "" {
 			r.long++

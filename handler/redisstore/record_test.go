@@ -19,7 +19,7 @@ import (
 // parseScript tells what the scripts' parser makes of the records in KEYS from 5: a list of texts each, empty
 // when it refuses the record. The first text is epoch, since, last seen and groups; the others are the live
 // sessions: name, start, ttl, grace, due and meta.
-var parseScript = redis.NewScript(clockLua + stateLua + `
+var parseScript = redis.NewScript(clockLua + partitionLua + stateLua + `
 local function int(n) return string.format('%.0f', n) end
 local all = {}
 for i = 5, #KEYS do

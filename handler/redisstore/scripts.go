@@ -12,6 +12,9 @@ var stateLua string
 //go:embed lua/clock.lua
 var clockLua string
 
+//go:embed lua/partition.lua
+var partitionLua string
+
 //go:embed lua/renew.lua
 var renewLua string
 
@@ -33,11 +36,11 @@ var keyExpiredLua string
 // One script for each transition, and one for the usual heartbeat.
 var (
 	renewScript      = redis.NewScript(clockLua + renewLua)
-	heartbeatScript  = redis.NewScript(clockLua + stateLua + heartbeatLua)
-	leaveScript      = redis.NewScript(clockLua + stateLua + leaveLua)
-	dueScript        = redis.NewScript(clockLua + dueLua)
-	claimScript      = redis.NewScript(clockLua + stateLua + claimLua)
-	keyExpiredScript = redis.NewScript(clockLua + stateLua + keyExpiredLua)
+	heartbeatScript  = redis.NewScript(clockLua + partitionLua + stateLua + heartbeatLua)
+	leaveScript      = redis.NewScript(clockLua + partitionLua + stateLua + leaveLua)
+	dueScript        = redis.NewScript(clockLua + partitionLua + dueLua)
+	claimScript      = redis.NewScript(clockLua + partitionLua + stateLua + claimLua)
+	keyExpiredScript = redis.NewScript(clockLua + partitionLua + stateLua + keyExpiredLua)
 )
 
 // maxItems is how many beats, leaves or claims one script call takes, so that none blocks Redis for 10 ms

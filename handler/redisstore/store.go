@@ -36,7 +36,7 @@ type Config struct {
 type Store struct {
 	client *Client
 	keys   keys
-	// shared are KEYS 1 to 4 of each partition's scripts, and args ARGV 1 and 2 of every script.
+	// shared are KEYS 1 to 4 of each partition's scripts, and args ARGV 1 and 2.
 	shared [][4]any
 	args   [2]any
 	// age is how long ago an item came in, in whole ms.
@@ -45,6 +45,7 @@ type Store struct {
 	reads   *lane[*readItem]
 	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
 	checked atomic.Bool   // the recorded number of partitions was compared with ours
+	apart   atomic.Bool   // the server refused a script with keys of several partitions
 }
 
 // New returns a Store on the shared client.
@@ -58,7 +59,7 @@ func New(c *Client, cfg Config) *Store {
 	}
 	s := &Store{
 		client: c,
-		keys:   keys{prefix: cfg.Prefix, partitions: cfg.Partitions},
+		keys:   newKeys(cfg.Prefix, cfg.Partitions),
 		args:   [2]any{rand.Text()[:10], leases},
 		age:    ageMillis,
 		bulks:  make(chan struct{}, 1),
@@ -290,17 +291,27 @@ type chunk[T any] struct {
 }
 
 // chunksOf groups items by partition, keeping their order, in chunks of at most maxItems.
-func chunksOf[T any](items []T, partition func(T) int) (chunks []chunk[T]) {
-	open := map[int]int{} // partition -> position in chunks
+func chunksOf[T any](items []T, partitions int, partition func(T) int) []chunk[T] {
+	ends := make([]int, partitions+1) // first how many come before the partition, at last where it ends
+	for _, it := range items {
+		ends[partition(it)+1]++
+	}
+	n := 0
+	for p := range partitions {
+		n += (ends[p+1] + maxItems - 1) / maxItems
+		ends[p+1] += ends[p]
+	}
+	sorted := make([]T, len(items))
 	for _, it := range items {
 		p := partition(it)
-		c, ok := open[p]
-		if !ok || len(chunks[c].items) == maxItems {
-			c = len(chunks)
-			open[p] = c
-			chunks = append(chunks, chunk[T]{partition: p})
+		sorted[ends[p]] = it
+		ends[p]++
+	}
+	chunks, begin := make([]chunk[T], 0, n), 0
+	for p, end := range ends[:partitions] {
+		for ; begin < end; begin = min(begin+maxItems, end) {
+			chunks = append(chunks, chunk[T]{p, sorted[begin:min(begin+maxItems, end)]})
 		}
-		chunks[c].items = append(chunks[c].items, it)
 	}
 	return chunks
 }

@@ -59,8 +59,8 @@ func bareKeys(ctx context.Context, redis *redisServer, n int) error {
 		pipe := redis.admin.Pipeline()
 		for _, b := range beatsOf(first, min(bulkOf, n-first), &longTTL) {
 			call := layout.RenewCall([]presence.Beat{b})
-			pipe.Set(ctx, call.Keys[5], 1, longTTL)
-			pipe.Do(ctx, "zadd", call.Keys[1], b.At.Add(longTTL).UnixMilli(), call.Args[3])
+			pipe.Set(ctx, call.Keys[3], 1, longTTL)
+			pipe.Do(ctx, "zadd", call.Keys[1], b.At.Add(longTTL).UnixMilli(), b.User+"/"+b.Session)
 		}
 		if _, err := pipe.Exec(ctx); err != nil {
 			return fmt.Errorf("write bare keys: %w", err)

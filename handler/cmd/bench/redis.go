@@ -116,8 +116,9 @@ func (r *redisServer) beginCount(ctx context.Context) error {
 	return r.admin.Do(ctx, "slowlog", "reset").Err()
 }
 
-// shape is how script calls were sent: items in a call, and calls in a round trip, on average.
-type shape struct{ perCall, depth float64 }
+// shape is how script calls were sent: items in a call, of how many partitions they are, and calls in a round trip, on
+// average.
+type shape struct{ perCall, sections, depth float64 }
 
 // shape tells how the script calls since beginCount were sent that applied so many items. Redis reads a pipeline
 // in pieces of at most 16 KiB, so of large ones the depth is that of a piece.
@@ -134,7 +135,8 @@ func (r *redisServer) shape(ctx context.Context, items int64) (shape, error) {
 	if err != nil || calls == 0 || reads == 0 {
 		return shape{}, fmt.Errorf("read the counters: %g calls in %g reads, %w", calls, reads, err)
 	}
-	return shape{float64(items) / calls, calls / reads}, nil
+	looks, err := commandCalls(fields["cmdstat_hmget"]) // a script looks once at the meta hash of each partition
+	return shape{float64(items) / calls, looks / calls, calls / reads}, err
 }
 
 // commandCalls reads a line of INFO commandstats: calls=21,usec=175,...

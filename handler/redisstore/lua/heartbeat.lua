@@ -55,5 +55,5 @@ while ARGV[a] do
     tonumber(ARGV[a + 4]), ARGV[a + 5], ARGV[a + 6], ARGV[a + 7], ARGV[a + 8])
   a, k = a + 9, k + 2
 end
-beat_was_accepted()
+beat_was_accepted(META, life, now, pulse)
 return results

@@ -1,4 +1,4 @@
--- In front of every script that makes transitions, after clock.lua: what is stored, and how it changes.
+-- In front of every script that makes transitions, after partition.lua: what is stored, and how it changes.
 --
 -- Deadline index: member "<user>/<session>", score = deadline in ms. It decides what is due.
 -- Outbox entry: one field e, lines of: version, type, user, session, epoch, reason, basis, deadline,
