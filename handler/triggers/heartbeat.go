@@ -57,7 +57,7 @@ type receiptBody struct {
 }
 
 // heartbeat is POST /api/heartbeat: one beat of one session.
-func heartbeat(b beater) http.HandlerFunc {
+func heartbeat(b beater, limit *sharedTimeout) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		received := time.Now()
 		var body beatBody
@@ -65,7 +65,7 @@ func heartbeat(b beater) http.HandlerFunc {
 			fail(w, r, err)
 			return
 		}
-		receipt, err := b.Heartbeat(r.Context(), body.beat(received, traceparent(r)))
+		receipt, err := b.Heartbeat(limit.of(r.Context(), received), body.beat(received, traceparent(r)))
 		if err != nil {
 			fail(w, r, err)
 			return

@@ -97,6 +97,9 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 // reply answers with a JSON value.
 func reply(w http.ResponseWriter, status int, v any) { write(w, status, "application/json", v) }
 
+// serverCounts is up to which length of a body net/http itself finds the Content-Length; a longer one would be chunked.
+const serverCounts = 2 << 10
+
 func write(w http.ResponseWriter, status int, contentType string, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -105,12 +108,14 @@ func write(w http.ResponseWriter, status int, contentType string, v any) {
 		body = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"the answer cannot be written"}`)
 	}
 	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	if len(body) > serverCounts {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the caller has gone: nobody is left to tell
 }
 
 // busy is the error of a request that found all places taken.
-func busy(places int) error {
-	return &presence.Error{Kind: presence.Unavailable, Message: "the app is busy with " + strconv.Itoa(places) + " requests of this kind: try again"}
+func busy(places int64) error {
+	return &presence.Error{Kind: presence.Unavailable, Message: "the app is busy with " + strconv.FormatInt(places, 10) + " requests of this kind: try again"}
 }

@@ -35,6 +35,8 @@ type Handlers struct {
 const (
 	// requestTimeout bounds an HTTP request.
 	requestTimeout = 10 * time.Second
+	// timeoutTick is by how much that of a heartbeat may be longer.
+	timeoutTick = 100 * time.Millisecond
 	// batchTimeout bounds a batch of queue messages: half of the queue's lock of 5 minutes (design D14).
 	batchTimeout = 150 * time.Second
 	// singlePlaces and bulkPlaces bound the requests under way at once: with 16 KiB and 4 MiB bodies, 64 and 128 MiB.
@@ -53,9 +55,13 @@ func Routes(h Handlers) *chi.Mux {
 	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
 	r.Get("/api/live", live)                                                                         // Live
 
+	single := atMost(singlePlaces)
 	r.Group(func(r chi.Router) {
-		r.Use(atMost(singlePlaces), within(requestTimeout))
-		r.Post("/api/heartbeat", heartbeat(h.Tracker))                          // Heartbeat
+		r.Use(single)
+		r.Post("/api/heartbeat", heartbeat(h.Tracker, &sharedTimeout{timeout: requestTimeout, tick: timeoutTick})) // Heartbeat
+	})
+	r.Group(func(r chi.Router) {
+		r.Use(single, within(requestTimeout))
 		r.Post("/api/leave", leave(h.Tracker))                                  // Leave
 		r.Delete("/api/users/{user}/sessions/{session}", endSession(h.Tracker)) // EndSession
 		r.Get("/api/users/{user}", user(h.Tracker))                             // User
