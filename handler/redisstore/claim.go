@@ -90,16 +90,16 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 		if len(d.Members) == 0 {
 			continue
 		}
-		c := s.newCall(claimScript, d.Partition, len(d.Members), 3)
+		c := s.newCall(claimScript, d.Partition, len(d.Members), 2)
 		for _, m := range d.Members {
 			user, session, ok := cutMember(m)
 			if ok {
 				c.keys = append(c.keys, s.keys.user(d.Partition, user), s.keys.lease(d.Partition, user, session))
 			} else {
-				user, session = "", ""
+				user = ""
 				c.keys = append(c.keys, c.keys[0], c.keys[0])
 			}
-			c.args = append(c.args, m, user, session)
+			c.args = append(c.args, m, len(user))
 		}
 		calls = append(calls, c)
 	}

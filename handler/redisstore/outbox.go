@@ -33,10 +33,29 @@ type Entry struct {
 type Outbox struct {
 	store    *Store
 	consumer string
+	// turn is held by the call that uses the connection or waits for it: beats and the sweep, which share it, wait for
+	// one of the relay's calls at most.
+	turn chan struct{}
 }
 
 // Outbox returns the outbox for one relay.
-func (s *Store) Outbox(consumer string) *Outbox { return &Outbox{store: s, consumer: consumer} }
+func (s *Store) Outbox(consumer string) *Outbox { 
+	return &Outbox{store: s, consumer: consumer, turn: make(chan struct{}, 1)}
+}
+
+// connect returns the shared client when it is the caller's turn, and what ends it.
+func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, done func(), err error) {
+	select {
+	case o.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, unavailable(fmt.Errorf("wait for the relay's turn: %w", ctx.Err()))
+	}
+	if client, err = o.store.client.connect(ctx); err != nil {
+		<-o.turn
+		return nil, nil, err
+	}
+	return client, func() { <-o.turn }, nil
+}
 
 // Own returns entries that this relay read before and did not acknowledge, oldest first, after the one of the given
 // StreamID; "" is the begin.
@@ -50,10 +69,19 @@ func (o *Outbox) Next(ctx context.Context, partition, limit int) ([]Entry, error
 }
 
 func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Entry, error) {
-	client, err := o.store.client.connect(ctx)
+	messages, err := o.messages(ctx, p, from, limit)
 	if err != nil {
 		return nil, err
 	}
+	return o.entries(ctx, p, messages)
+}
+
+func (o *Outbox) messages(ctx context.Context, p int, from string, limit int) (messages []redis.XMessage, err error) {
+	client, done, err := o.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	stream := o.store.keys.outbox(p)
 	args := &redis.XReadGroupArgs{Group: relayGroup, Consumer: o.consumer, Streams: []string{stream, from}, Count: int64(limit), Block: -1}
 	streams, err := client.XReadGroup(ctx, args).Result()
@@ -70,23 +98,23 @@ func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Ent
 	case err != nil:
 		return nil, unavailable(fmt.Errorf("read the outbox of partition %d: %w", p, err))
 	}
-	var messages []redis.XMessage
 	for _, s := range streams {
 		messages = append(messages, s.Messages...)
 	}
-	return o.entries(ctx, p, messages)
+	return messages, nil
 }
 
 // TakeOver takes entries that a relay has not acknowledged for at least idle: it is gone, or stuck. A pass over all
 // begins with from "" and goes on with next until that is "": each call looks at a part of them.
 func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, from string, limit int) (entries []Entry, next string, err error) {
-	client, err := o.store.client.connect(ctx)
+	client, done, err := o.connect(ctx)
 	if err != nil {
 		return nil, from, err
 	}
 	messages, next, err := client.XAutoClaim(ctx, &redis.XAutoClaimArgs{
 		Stream: o.store.keys.outbox(partition), Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Start: cmp.Or(from, "0-0"), Count: int64(limit),
 	}).Result()
+	done()
 	switch {
 	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
 		return nil, "", nil // no relay has read anything yet
@@ -109,10 +137,11 @@ func (o *Outbox) Acknowledge(ctx context.Context, partition int, entries []Entry
 }
 
 func (o *Outbox) remove(ctx context.Context, p int, ids []string) error {
-	client, err := o.store.client.connect(ctx)
+	client, done, err := o.connect(ctx)
 	if err != nil {
 		return err
 	}
+	defer done()
 	stream := o.store.keys.outbox(p)
 	_, err = client.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		tx.XAck(ctx, stream, relayGroup, ids...)
