@@ -27,9 +27,11 @@ type target struct {
 	spent           time.Duration // processor time before the first round
 }
 
-// startHandler starts the staged handler with its listener on. The queue is a sink, the event log a file of its own.
-func startHandler(ctx context.Context, p plan, redis *redisServer, queue *sink, dir string) (*process, error) {
-	return startProcess(ctx, []string{"REDIS_URL=" + redis.url(), "LOCAL_QUEUE_URL=" + queue.url, "DATA_DIR=" + dir, "LOG_LEVEL=warn"}, p.handler)
+// startHandler starts the staged handler, with its listener on unless more settings say otherwise. The queue is a sink,
+// the event log a file of its own.
+func startHandler(ctx context.Context, p plan, redis *redisServer, queue *sink, dir string, more ...string) (*process, error) {
+	env := []string{"REDIS_URL=" + redis.url(), "LOCAL_QUEUE_URL=" + queue.url, "DATA_DIR=" + dir, "LOG_LEVEL=warn"}
+	return startProcess(ctx, append(env, more...), p.handler)
 }
 
 // startServer starts this program as another server.

@@ -193,7 +193,8 @@ func storePath(ctx context.Context, p plan, r *report) error {
 		return err
 	}
 	defer queue.stop()
-	handler, err := startHandler(ctx, p, redis, queue, dir)
+	// Without the listener, since the script calls of its sweeps would be counted as calls of beats.
+	handler, err := startHandler(ctx, p, redis, queue, dir, "AzureWebJobs_ExpirationListener_Disabled=true")
 	if err != nil {
 		return err
 	}
