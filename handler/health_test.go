@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -63,24 +62,6 @@ func TestCheckThatPanics(t *testing.T) {
 	}
 }
 
-// buffer is a log that is read while it is written.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) count(part string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.text.String(), part)
-}
-
 // runApp builds an app on a Redis, and runs its breaker and its subscription until the test ends.
 func runApp(t *testing.T, url string, log *slog.Logger, settings map[string]string) *app {
 	t.Helper()
@@ -133,7 +114,7 @@ func TestSubscriptionThatDoesNotStand(t *testing.T) {
 			}
 			const secret = "pass-w0rd"
 			do("acl", "setuser", "app", "on", ">"+secret, "~*", "+@all", "resetchannels")
-			log := &buffer{}
+			log := &testkit.Output{}
 			a := runApp(t, "redis://app:"+secret+"@"+server.Addr, slog.New(slog.NewTextHandler(log, nil)), settings)
 			if name == "listener" { // it must run for its part to look further
 				ctx, stop := context.WithCancel(t.Context())
@@ -164,18 +145,18 @@ func TestSubscriptionThatDoesNotStand(t *testing.T) {
 			before := refused()
 			testkit.Eventually(t, "it tries again", func(context.Context, *redis.Client) (bool, error) { return refused() != before, nil }, server)
 			const down, up = "subscription does not stand", "subscription stands again"
-			if n := log.count(down); n != 1 || log.count(secret) != 0 || log.count("level=WARN msg=\"the Redis "+down) != 1 || log.count("lacks a permission") == 0 {
-				t.Errorf("%d lines: %s", n, log.text.String())
+			if n := log.Count(down); n != 1 || log.Count(secret) != 0 || log.Count("level=WARN msg=\"the Redis "+down) != 1 || log.Count("lacks a permission") == 0 {
+				t.Errorf("%d lines: %s", n, log)
 			}
 			if state := a.breaker.State(); state.Opened != 0 {
 				t.Errorf("the breaker opened for that: %s", state.Reason)
 			}
 			do("acl", "setuser", "app", "allchannels")
 			found("it is well", func(status, detail string) bool { return !strings.Contains(detail, "do not come in") })
-			testkit.Eventually(t, "told once", func(context.Context, *redis.Client) (bool, error) { return log.count(up) == 1, nil }, server)
+			testkit.Eventually(t, "told once", func(context.Context, *redis.Client) (bool, error) { return log.Count(up) == 1, nil }, server)
 			do("client", "kill", "type", "pubsub")
-			testkit.Eventually(t, "told again", func(context.Context, *redis.Client) (bool, error) { return log.count(up) == 2, nil }, server)
-			if n := log.count(down); n != 2 {
+			testkit.Eventually(t, "told again", func(context.Context, *redis.Client) (bool, error) { return log.Count(up) == 2, nil }, server)
+			if n := log.Count(down); n != 2 {
 				t.Errorf("%d outages told, and there were two", n)
 			}
 		})

@@ -131,25 +131,7 @@ type handler struct {
 	url    string
 	client *http.Client
 	exited chan struct{}
-	output *output
-}
-
-// output is what a handler wrote; it is shown when its test fails.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
+	output *testkit.Output
 }
 
 // command is the handler with the rig's settings, changed by more of them.
@@ -173,7 +155,7 @@ func (r *rig) start(settings ...string) *handler {
 	for range 5 {
 		h := &handler{
 			tb: r.tb, client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
-			exited: make(chan struct{}), output: &output{},
+			exited: make(chan struct{}), output: &testkit.Output{},
 		}
 		port := freePort(r.tb)
 		h.url = "http://127.0.0.1:" + port

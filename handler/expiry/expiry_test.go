@@ -1,7 +1,6 @@
 package expiry_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +40,7 @@ type bench struct {
 	raw    redis.UniversalClient
 	store  *redisstore.Store
 	events *sqlitestore.Store
-	log    *logged
+	log    *testkit.Output
 	// subscriptions counts those that came to stand: what expired before one rang no bell.
 	subscriptions atomic.Int64
 
@@ -62,7 +61,7 @@ func setup(t *testing.T) *bench {
 
 func setupOn(t *testing.T, server *testkit.Redis, prefix string) *bench {
 	t.Helper()
-	b := &bench{t: t, server: server, prefix: prefix, log: &logged{}, events: sqlitestore.New(filepath.Join(t.TempDir(), "events.db"))}
+	b := &bench{t: t, server: server, prefix: prefix, log: &testkit.Output{}, events: sqlitestore.New(filepath.Join(t.TempDir(), "events.db"))}
 	t.Cleanup(func() {
 		if err := b.events.Close(); err != nil {
 			t.Error(err)
@@ -284,26 +283,6 @@ func kinds(events []presence.Event, user string) string {
 	return strings.Join(all, ", ")
 }
 
-// logged is what was logged.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *logged) count(text string) int { return strings.Count(l.String(), text) }
-
 var errAway = errors.New("away for a while")
 
 // TestFromBeatToQueueAndLog is the whole way of one session whose beats stop, by the real clock.
@@ -398,7 +377,7 @@ func TestQueueIsDown(t *testing.T) {
 	b.settled(4)
 	b.chains()
 	b.until("the state is well again", func() bool { s := l.State(); return s.RelayError == "" && s.Relayed == 4 && s.Oldest == 0 })
-	if b.log.count("events cannot be relayed") != 1 || b.log.count("events are relayed again") != 1 {
+	if b.log.Count("events cannot be relayed") != 1 || b.log.Count("events are relayed again") != 1 {
 		t.Errorf("an outage is one line at its begin and one at its end: %s", b.log)
 	}
 }
@@ -443,7 +422,7 @@ func TestPanicInTheRelay(t *testing.T) {
 	b.pass(6 * time.Second)
 	b.settled(2)
 	b.chains()
-	if b.log.count("driver fault") == 0 || b.log.count("goroutine") == 0 {
+	if b.log.Count("driver fault") == 0 || b.log.Count("goroutine") == 0 {
 		t.Errorf("logged: %s", b.log)
 	}
 }
@@ -634,7 +613,7 @@ func TestRedisGoesAway(t *testing.T) {
 		})
 		return kinds(once, "ann") == "user.online beat, user.offline expired" && kinds(once, "bob") == "user.online beat"
 	})
-	if b.log.count("the sweep could not read or claim") != 1 || b.log.count("the sweep works again") != 1 {
+	if b.log.Count("the sweep could not read or claim") != 1 || b.log.Count("the sweep works again") != 1 {
 		t.Errorf("an outage is one line at its begin and one at its end: %s", b.log)
 	}
 	b.until("the subscription stands again", func() bool { return b.subscriptions.Load() > subscriptions })

@@ -258,7 +258,7 @@ func TestRouteIsDown(t *testing.T) {
 		t.Errorf("carts: %q", got)
 	}
 	b.until("the state is well again", func() bool { return l.State().RelayError == "" && l.State().Relayed == int64(len(carts)+len(locks)+2) })
-	if b.log.count("cannot be sent to the queue of their route") != 1 || b.log.count("are sent to the queue of their route again") != 1 || b.log.count("events cannot be relayed") != 0 {
+	if b.log.Count("cannot be sent to the queue of their route") != 1 || b.log.Count("are sent to the queue of their route again") != 1 || b.log.Count("events cannot be relayed") != 0 {
 		t.Errorf("an outage is one line at its begin and one at its end: %s", b.log)
 	}
 }

@@ -39,7 +39,7 @@ type Outbox struct {
 }
 
 // Outbox returns the outbox for one relay.
-func (s *Store) Outbox(consumer string) *Outbox { 
+func (s *Store) Outbox(consumer string) *Outbox {
 	return &Outbox{store: s, consumer: consumer, turn: make(chan struct{}, 1)}
 }
 

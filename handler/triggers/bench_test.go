@@ -47,7 +47,7 @@ type bench struct {
 	records *records
 	queues  *queues
 	codec   queue.Codec
-	log     *logged
+	log     *testkit.Output
 	raw     redis.UniversalClient
 	prefix  string
 }
@@ -72,7 +72,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 	b.t.Cleanup(func() { _ = b.records.Close() })
 	b.queues = &queues{seen: map[string]bool{}}
 	b.codec = queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}
-	b.log = &logged{}
+	b.log = &testkit.Output{}
 
 	log := slog.New(slog.NewJSONHandler(b.log, nil))
 	tracker := presence.NewTracker(b.store, b.records, presence.DefaultTTL)
@@ -380,24 +380,6 @@ func (q *queues) in(name string) []queue.Message {
 		}
 	}
 	return messages
-}
-
-// logged is what was logged, one JSON object a line.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 type supervisor []string

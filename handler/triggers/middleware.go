@@ -79,7 +79,7 @@ func within(d time.Duration) func(http.Handler) http.Handler {
 }
 
 // sharedTimeout bounds the time of requests as within does, at a fraction of its cost: those that begin in the same
-// tick share a timer. A request gets the timeout and up to a tick more. That its caller has gone does not end it.
+// tick share a timer. A request gets up to a tick less than the timeout. That its caller has gone does not end it.
 type sharedTimeout struct {
 	timeout, tick time.Duration
 	newest        atomic.Pointer[tickEnd]
@@ -95,7 +95,7 @@ type tickEnd struct {
 func (s *sharedTimeout) of(parent context.Context, now time.Time) context.Context {
 	end := s.newest.Load()
 	if end == nil || !now.Before(end.until) {
-		ctx, cancel := context.WithDeadline(context.Background(), now.Add(s.tick+s.timeout))
+		ctx, cancel := context.WithDeadline(context.Background(), now.Add(s.timeout))
 		context.AfterFunc(ctx, cancel) // the timer is all there is to release
 		end = &tickEnd{ctx, now.Add(s.tick)}
 		s.newest.Store(end) // whoever stores at the same moment has one as good

@@ -128,7 +128,7 @@ func TestPanicsEndTheirRequestOnly(t *testing.T) {
 		if strings.Contains(string(a.Body), "secret") {
 			t.Errorf("%s shows what happened inside: %s", name, a.Body)
 		}
-		line := b.log.about(t, "of-"+name)
+		line := b.logged(t, "of-"+name)
 		if line["msg"] != "request panicked" || line["panic"] != "a fault with a secret" || !strings.Contains(fmt.Sprint(line["stack"]), "goroutine") {
 			t.Errorf("%s logged %v", name, line)
 		}
@@ -146,10 +146,10 @@ func TestPanicsEndTheirRequestOnly(t *testing.T) {
 }
 
 // about returns the only line of an invocation.
-func (l *logged) about(t *testing.T, invocation string) object {
+func (b *bench) logged(t *testing.T, invocation string) object {
 	t.Helper()
 	var found []object
-	for line := range strings.Lines(l.String()) {
+	for line := range strings.Lines(b.log.String()) {
 		var o object
 		if err := json.Unmarshal([]byte(line), &o); err != nil {
 			t.Fatalf("%v in %s", err, line)
@@ -209,7 +209,7 @@ func TestFaultsAndTheirStatus(t *testing.T) {
 				if tt.status == 503 {
 					want = "WARN"
 				}
-				if line := b.log.about(t, "of-"+name); line["level"] != want || line["error"] != tt.err.Error() {
+				if line := b.logged(t, "of-"+name); line["level"] != want || line["error"] != tt.err.Error() {
 					t.Errorf("%s logged %v", name, line)
 				}
 			}

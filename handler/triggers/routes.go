@@ -35,7 +35,7 @@ type Handlers struct {
 const (
 	// requestTimeout bounds an HTTP request.
 	requestTimeout = 10 * time.Second
-	// timeoutTick is by how much that of a heartbeat may be longer.
+	// timeoutTick is by how much that of a heartbeat may be shorter.
 	timeoutTick = 100 * time.Millisecond
 	// batchTimeout bounds a batch of queue messages: half of the queue's lock of 5 minutes (design D14).
 	batchTimeout = 150 * time.Second

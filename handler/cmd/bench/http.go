@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -28,10 +29,29 @@ type target struct {
 }
 
 // startHandler starts the staged handler, with its listener on unless more settings say otherwise. The queue is a sink,
-// the event log a file of its own.
-func startHandler(ctx context.Context, p plan, redis *redisServer, queue *sink, dir string, more ...string) (*process, error) {
+// the event log a file of its own; both end with the handler.
+func startHandler(ctx context.Context, p plan, redis *redisServer, more ...string) (*process, error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, fmt.Errorf("make a data folder: %w", err)
+	}
+	queue, err := startSink()
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	end := func() {
+		queue.stop()
+		_ = os.RemoveAll(dir)
+	}
 	env := []string{"REDIS_URL=" + redis.url(), "LOCAL_QUEUE_URL=" + queue.url, "DATA_DIR=" + dir, "LOG_LEVEL=warn"}
-	return startProcess(ctx, append(env, more...), p.handler)
+	handler, err := startProcess(ctx, append(env, more...), p.handler)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	handler.end = sync.OnceFunc(end)
+	return handler, nil
 }
 
 // startServer starts this program as another server.
@@ -47,22 +67,13 @@ func startServer(which string) func(ctx context.Context, redis *redisServer) (*p
 
 // throughHTTP is section A: single beats through the handler, an empty one and a naive one, in turns.
 func throughHTTP(ctx context.Context, p plan, r *report) error {
-	dir, err := os.MkdirTemp("", "bench")
-	if err != nil {
-		return fmt.Errorf("make a data folder: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	queue, err := startSink()
-	if err != nil {
-		return err
-	}
-	defer queue.stop()
 	ours := &target{name: "handler", start: func(ctx context.Context, redis *redisServer) (*process, error) {
-		return startHandler(ctx, p, redis, queue, dir)
+		return startHandler(ctx, p, redis)
 	}}
 	empty := &target{name: "empty chi handler", start: startServer(emptyServer)}
 	naive := &target{name: "one command a request, default pool", start: startServer(naiveServer)}
 	targets := []*target{ours, empty, naive}
+	var err error
 	for _, t := range targets {
 		if t.redis, err = startRedis(ctx); err != nil {
 			return err

@@ -26,6 +26,7 @@ type process struct {
 	addr   string
 	stdin  io.Closer // a server in its place ends when it is closed
 	exited chan error
+	end    func() // what ends with the process, nil for nothing
 	// first is how long it took from the start to the first answer.
 	first time.Duration
 }
@@ -75,6 +76,9 @@ func (p *process) stop() {
 	_ = p.cmd.Process.Kill()
 	err := <-p.exited
 	p.exited <- err
+	if p.end != nil {
+		p.end()
+	}
 }
 
 // rss is the resident memory of the process in bytes.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -183,18 +182,8 @@ func storePath(ctx context.Context, p plan, r *report) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "bench")
-	if err != nil {
-		return fmt.Errorf("make a data folder: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	queue, err := startSink()
-	if err != nil {
-		return err
-	}
-	defer queue.stop()
 	// Without the listener, since the script calls of its sweeps would be counted as calls of beats.
-	handler, err := startHandler(ctx, p, redis, queue, dir, "AzureWebJobs_ExpirationListener_Disabled=true")
+	handler, err := startHandler(ctx, p, redis, "AzureWebJobs_ExpirationListener_Disabled=true")
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -149,22 +150,14 @@ func (s *Server) Faults(f func(Operation) *Fault) {
 func (s *Server) Requests() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	counts := make(map[string]int, len(s.counts))
-	for kind, n := range s.counts {
-		counts[kind] = n
-	}
-	return counts
+	return maps.Clone(s.counts)
 }
 
 // Charges returns the request units that were charged for each kind of request.
 func (s *Server) Charges() map[string]float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	charges := make(map[string]float64, len(s.charges))
-	for kind, ru := range s.charges {
-		charges[kind] = ru
-	}
-	return charges
+	return maps.Clone(s.charges)
 }
 
 // Peak returns the largest number of requests that were served at the same time.
