@@ -675,3 +675,44 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	})
 	goleak.VerifyNone(t, before)
 }
+
+// TestOnePartitionIsBroken: a partition that cannot be swept stops no other, and the state says what is wrong.
+func TestOnePartitionIsBroken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l, _ := b.listen("one")
+	const users = 40
+	inPartition := make([]int, partitions)
+	for n := range users {
+		b.beat(fmt.Sprint("user-", n), time.Hour)
+	}
+	b.settled(users)
+	for p := range inPartition {
+		n, err := b.raw.ZCard(t.Context(), b.key(p, "due")).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inPartition[p] = int(n)
+	}
+	// What the partition had is kept aside.
+	const broken = 0
+	kept := b.key(broken, "kept")
+	if err := b.raw.Rename(t.Context(), b.key(broken, "due"), kept).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.raw.Set(t.Context(), b.key(broken, "due"), "junk", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(2 * time.Hour)
+	b.settled(users + users - inPartition[broken])
+	b.until("the state says it", func() bool { return strings.Contains(l.State().SweepError, "WRONGTYPE") })
+	if err := b.raw.Rename(t.Context(), kept, b.key(broken, "due")).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.settled(2 * users)
+	b.chains()
+	b.until("the state is well", func() bool { return l.State().SweepError == "" })
+	if n := b.log.Count("the sweep could not read or claim"); n != 1 {
+		t.Errorf("%d lines tell of it", n)
+	}
+}

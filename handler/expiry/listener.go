@@ -4,6 +4,7 @@
 package expiry
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -161,13 +162,6 @@ func (l *Listener) sweepLoop(ctx context.Context) {
 func (l *Listener) sweep(ctx context.Context) time.Duration {
 	for partitions := l.toLookAt(time.Now()); len(partitions) > 0; {
 		due, err := l.claimDue(ctx, partitions)
-		if err != nil {
-			l.looked = time.Time{} // afterwards everything is looked at
-			if l.errorIsNew(err) && ctx.Err() == nil {
-				l.log.WarnContext(ctx, "the sweep could not read or claim; it tries again", "error", err)
-			}
-			return retryWait
-		}
 		now := time.Now()
 		partitions = partitions[:0]
 		for _, d := range due {
@@ -182,6 +176,16 @@ func (l *Listener) sweep(ctx context.Context) time.Duration {
 			if d.Outbox > 0 || len(d.Members) > 0 {
 				l.relay.ring(d.Partition)
 			}
+		}
+		if err != nil {
+			l.looked = time.Time{} // afterwards everything is looked at
+			if l.errorIsNew(err) && ctx.Err() == nil {
+				l.log.WarnContext(ctx, "the sweep could not read or claim; it tries again", "error", err)
+			}
+			if len(due) > 0 {
+				return tick // the other partitions go on
+			}
+			return retryWait
 		}
 	}
 	return l.wellSwept(ctx)
@@ -224,24 +228,20 @@ func (l *Listener) wellSwept(ctx context.Context) time.Duration {
 	return max(wake.Sub(now), 0)
 }
 
-// claimDue is one round: what is due in the partitions, up to a script's limit each, is claimed.
+// claimDue is one round: what is due in the partitions, up to a script's limit each, is claimed. With an error it
+// returns the partitions that did answer: on a cluster one may be on the move, or its server away.
 func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore.Due, error) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	due, err := l.store.Due(ctx, partitions)
-	if err != nil {
-		return nil, err
-	}
+	due, fault := l.store.Due(ctx, partitions)
 	for rest := due; len(rest) > 0; {
 		slice := claimSlice(rest)
 		claims, err := l.store.Claim(ctx, slice)
 		l.count(claims)
-		if err != nil {
-			return nil, err
-		}
+		fault = cmp.Or(fault, err)
 		rest = rest[len(slice):]
 	}
-	return due, nil
+	return due, fault
 }
 
 // claimAtOnce is about how many sessions are claimed in one round trip, so that beats beside a mass expiry wait

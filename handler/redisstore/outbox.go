@@ -68,12 +68,17 @@ func (o *Outbox) Next(ctx context.Context, partition, limit int) ([]Entry, error
 	return o.read(ctx, partition, ">", limit)
 }
 
+// read returns entries, none only when there are none: junk does not count.
 func (o *Outbox) read(ctx context.Context, p int, from string, limit int) ([]Entry, error) {
-	messages, err := o.messages(ctx, p, from, limit)
-	if err != nil {
-		return nil, err
+	for {
+		messages, err := o.messages(ctx, p, from, limit)
+		if err != nil || len(messages) == 0 {
+			return nil, err
+		}
+		if entries, err := o.entries(ctx, p, messages); err != nil || len(entries) > 0 {
+			return entries, err
+		}
 	}
-	return o.entries(ctx, p, messages)
 }
 
 func (o *Outbox) messages(ctx context.Context, p int, from string, limit int) (messages []redis.XMessage, err error) {
@@ -223,6 +228,8 @@ func unpack(packed string) (Entry, error) {
 		return Entry{}, errors.New("a number cannot be read")
 	case !e.Type.Valid() || !e.Reason.Valid():
 		return Entry{}, fmt.Errorf("unknown type %q or reason %q", e.Type, e.Reason)
+	case presence.CheckID(e.User) != "" || presence.CheckID(e.Session) != "":
+		return Entry{}, errors.New("user or session is no id") // the queue would refuse it, and all with it
 	case e.Meta != nil && !json.Valid(e.Meta):
 		return Entry{}, errors.New("meta is not JSON")
 	}
