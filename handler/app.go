@@ -74,7 +74,11 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	a := &app{cfg: cfg, log: log}
 	var err error
 	who := identity.New()
-	a.breaker = maintenance.NewSet(maintenance.SetConfig{Log: log, Ping: func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) }})
+	a.breaker = maintenance.NewSet(maintenance.SetConfig{
+		Log:   log,
+		Ping:  func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) },
+		Broke: func(node string) { a.redis.Abandon(node) },
+	})
 	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
 	a.records = newRecords(cfg, who)

@@ -37,6 +37,9 @@ type Config struct {
 	// Ping asks the server for a PING, past the breaker and past any queue of commands. It must return soon after
 	// its context ended. Only one runs at a time, while the breaker is open and after a failure.
 	Ping func(context.Context) error
+	// Broke is called each time that failures have opened the breaker: what still waits for the server may be given
+	// up. It must be quick. It may be nil.
+	Broke func()
 	// Log gets one line for each opening and closing and for each message, and none for commands.
 	Log *slog.Logger
 }
@@ -45,6 +48,7 @@ type Config struct {
 // it alone closes what was opened. Maintenance is advice: nothing may depend on a message to come, or to be true.
 type Breaker struct {
 	ping    func(context.Context) error
+	broke   func()
 	log     *slog.Logger
 	journal *journal
 	wake    chan struct{}
@@ -64,7 +68,7 @@ type Breaker struct {
 
 // New returns a closed Breaker. It does no I/O.
 func New(cfg Config) *Breaker {
-	return &Breaker{ping: cfg.Ping, log: cfg.Log, journal: newJournal(cfg.Log), wake: make(chan struct{}, 1)}
+	return &Breaker{ping: cfg.Ping, broke: cfg.Broke, log: cfg.Log, journal: newJournal(cfg.Log), wake: make(chan struct{}, 1)}
 }
 
 // Open reports whether commands must not be sent now, and when the caller may try again (at least a second). It
@@ -148,7 +152,7 @@ func (b *Breaker) change(apply func(now time.Time)) {
 		b.opened++
 		b.reason = b.because()
 	}
-	reason := b.reason
+	reason, broke := b.reason, b.rules.failing
 	b.retryAt.Store(retryAt)
 	b.failing.Store(b.rules.failures > 0)
 	wake := changed || !next.Equal(b.rules.next()) || wanted != b.rules.wantsPing()
@@ -163,6 +167,9 @@ func (b *Breaker) change(apply func(now time.Time)) {
 	switch {
 	case changed && open:
 		b.log.Warn("the circuit breaker of Redis opened", "reason", reason)
+		if broke && b.broke != nil {
+			b.broke()
+		}
 	case changed:
 		b.log.Info("the circuit breaker of Redis closed", "reason", reason, "open_for", now.Sub(wasSince))
 	}

@@ -17,7 +17,9 @@ import (
 type SetConfig struct {
 	// Ping asks one node for a PING, the one server for node ""; see Config.
 	Ping func(ctx context.Context, node string) error
-	Log  *slog.Logger
+	// Broke is called each time that failures have opened the breaker of a node; see Config. It may be nil.
+	Broke func(node string)
+	Log   *slog.Logger
 }
 
 // Set has a breaker for each primary of a cluster, named by its address "host:port", or one for a single server.
@@ -32,6 +34,7 @@ type SetConfig struct {
 // In a set of one node every message is about that node.
 type Set struct {
 	ping    func(ctx context.Context, node string) error
+	broke   func(node string)
 	log     *slog.Logger
 	journal *journal
 	nodes   atomic.Pointer[members]
@@ -54,7 +57,7 @@ const oneServer = ""
 
 // NewSet returns a Set for a single server, until SetNodes says more. It does no I/O.
 func NewSet(cfg SetConfig) *Set {
-	s := &Set{ping: cfg.Ping, log: cfg.Log, journal: newJournal(cfg.Log), stops: map[string]context.CancelFunc{}}
+	s := &Set{ping: cfg.Ping, broke: cfg.Broke, log: cfg.Log, journal: newJournal(cfg.Log), stops: map[string]context.CancelFunc{}}
 	b := s.newBreaker(oneServer)
 	s.nodes.Store(&members{byNode: map[string]*Breaker{oneServer: b}, all: []*Breaker{b}})
 	return s
@@ -65,7 +68,11 @@ func (s *Set) newBreaker(node string) *Breaker {
 	if node != oneServer {
 		log = log.With("node", node)
 	}
-	return New(Config{Log: log, Ping: func(ctx context.Context) error { return s.ping(ctx, node) }})
+	cfg := Config{Log: log, Ping: func(ctx context.Context) error { return s.ping(ctx, node) }}
+	if s.broke != nil {
+		cfg.Broke = func() { s.broke(node) }
+	}
+	return New(cfg)
 }
 
 // SetNodes says which primaries there are now, by their addresses "host:port"; none stands for a single server.

@@ -80,6 +80,7 @@ type Client struct {
 	live       atomic.Pointer[live]
 	brokenAt   atomic.Int64 // when round trips began to fail, in Unix ns; 0 while they succeed
 	sockets    sockets
+	patience   sync.Map // node -> *patience
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -255,7 +256,7 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 
 // attend has us told of each round trip to a node, and of what the node announces.
 func (c *Client) attend(node string, server *redis.Client) {
-	server.AddHook(watch{c, node})
+	server.AddHook(watch{c, node, c.patienceWith(node)})
 	if c.endpoint.Unannounced {
 		return
 	}
@@ -367,8 +368,9 @@ func (c *Client) exec(ctx context.Context, pipe redis.Pipeliner) {
 
 // watch tells of each round trip to one server, and lets none begin to a node of a cluster that must be left alone.
 type watch struct {
-	client *Client
-	node   string
+	client   *Client
+	node     string
+	patience *patience
 }
 
 // probing is in the context of a PING that asks whether a node is back.
@@ -393,7 +395,17 @@ func (w watch) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 		if err := w.ready(ctx); err != nil {
 			return err
 		}
-		err := next(ctx, cmd)
+		if ctx.Value(probing{}) != nil {
+			err := next(ctx, cmd)
+			w.client.returned(ctx, w.node, err)
+			return err
+		}
+		joined, t, done := w.patience.join(ctx)
+		defer done()
+		err := next(joined, cmd)
+		if err != nil && t.Err() != nil && !isReply(err) {
+			return giveUp(cmd)
+		}
 		w.client.returned(ctx, w.node, err)
 		return err
 	}
@@ -404,7 +416,12 @@ func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 		if err := w.ready(ctx); err != nil {
 			return err
 		}
-		err := next(ctx, cmds)
+		joined, t, done := w.patience.join(ctx)
+		defer done()
+		err := next(joined, cmds)
+		if err != nil && t.Err() != nil && !isReply(err) {
+			return giveUp(cmds...)
+		}
 		fault := err
 		for _, cmd := range cmds {
 			if !connectionFault(fault) {

@@ -266,7 +266,7 @@ func TestNumbers(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Parallel()
-	for only, want := range map[string]int{"": 6, "A": 1, "a, d": 2, "X": 0, "A,": 0} {
+	for only, want := range map[string]int{"": 7, "A": 1, "a, d": 2, "X": 0, "A,": 0} {
 		some, err := chosen(only)
 		if (err != nil) != (want == 0) || len(some) != want {
 			t.Errorf("-only %q: %d sections, %v", only, len(some), err)
@@ -392,5 +392,28 @@ func TestBareDrain(t *testing.T) {
 	took, err := bareDrain(t.Context(), 5*drainBatch+1)
 	if err != nil || took <= 0 {
 		t.Errorf("%s, %v", took, err)
+	}
+}
+
+// TestWitness: only heartbeats that began after Redis was back tell how soon it served again.
+func TestWitness(t *testing.T) {
+	t.Parallel()
+	w := &witness{}
+	began := time.Now()
+	w.note("a", 202, nil, began)
+	w.back(time.Now())
+	w.note("a", 200, nil, began)
+	w.note("b", 202, nil, time.Now())
+	if len(w.again) != 0 || len(w.deferred) != 1 || w.fault != nil {
+		t.Fatalf("%+v", w)
+	}
+	w.note("a", 200, nil, time.Now())
+	first := w.again["a"]
+	w.note("a", 200, nil, time.Now())
+	if first <= 0 || w.again["a"] != first || w.longest() != first {
+		t.Errorf("%+v", w.again)
+	}
+	if w.note("a", 500, nil, began); w.fault == nil {
+		t.Error("500 is no fault")
 	}
 }

@@ -64,6 +64,7 @@ var sections = []section{
 	{"D", "sweep", sweep},
 	{"E", "start", starts},
 	{"F", "size of the binary", size},
+	{"G", "outages of Redis", outages},
 }
 
 func main() {

@@ -40,35 +40,51 @@ func startRedis(ctx context.Context) (*redisServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a folder: %w", err)
 	}
-	r := &redisServer{port: port, dir: dir, exited: make(chan error, 1)}
-	r.cmd = exec.Command("redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "", "--appendonly", "no",
+	r := &redisServer{port: port, dir: dir}
+	r.admin = redis.NewClient(&redis.Options{Addr: r.addr(), MaxRetries: -1, PoolSize: 1, ReadTimeout: time.Minute})
+	if err := r.launch(ctx); err != nil {
+		_ = r.admin.Close()
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	return r, nil
+}
+
+// launch starts the process and waits until it answers.
+func (r *redisServer) launch(ctx context.Context) error {
+	r.cmd = exec.Command("redis-server", "--bind", "127.0.0.1", "--port", r.port, "--dir", r.dir, "--save", "", "--appendonly", "no",
 		"--daemonize", "no", "--loglevel", "warning", "--notify-keyspace-events", "Ex",
 		"--slowlog-log-slower-than", strconv.FormatInt(slowFrom.Microseconds(), 10), "--slowlog-max-len", "100000")
 	r.cmd.Stderr = os.Stderr
 	if err := r.cmd.Start(); err != nil {
-		_ = os.RemoveAll(dir)
-		return nil, fmt.Errorf("start redis-server (make setup installs it): %w", err)
+		return fmt.Errorf("start redis-server (make setup installs it): %w", err)
 	}
-	go func() { r.exited <- r.cmd.Wait() }()
-	r.admin = redis.NewClient(&redis.Options{Addr: r.addr(), MaxRetries: -1, PoolSize: 1, ReadTimeout: time.Minute})
+	exited := make(chan error, 1)
+	r.exited = exited
+	cmd := r.cmd
+	go func() { exited <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
 		err := r.admin.Ping(ctx).Err()
 		if err == nil {
-			return r, nil
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			r.stop()
-			return nil, fmt.Errorf("wait for redis-server: %w", err)
-		case err := <-r.exited:
-			r.exited <- err
-			r.stop()
-			return nil, fmt.Errorf("redis-server ended: %v", err)
+			r.kill()
+			return fmt.Errorf("wait for redis-server: %w", err)
+		case err := <-exited:
+			return fmt.Errorf("redis-server ended: %v", err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// kill ends the process at once.
+func (r *redisServer) kill() {
+	_ = r.cmd.Process.Kill()
+	<-r.exited
 }
 
 func (r *redisServer) addr() string { return "127.0.0.1:" + r.port }
@@ -77,8 +93,7 @@ func (r *redisServer) url() string  { return "redis://" + r.addr() + "/0" }
 // stop ends the server at once: what it holds is of no use any more.
 func (r *redisServer) stop() {
 	_ = r.admin.Close()
-	_ = r.cmd.Process.Kill()
-	<-r.exited
+	r.kill()
 	_ = os.RemoveAll(r.dir)
 }
 
