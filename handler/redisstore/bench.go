@@ -73,6 +73,7 @@ func (s *Store) scriptCall(text string, beats []presence.Beat, argsPerBeat int) 
 
 func (s *Store) prepared(b *presence.Beat) *beatItem {
 	it := &beatItem{beat: *b}
-	it.prepare(s, time.Now())
+	it.prepare(s)
+	it.ageAt(s, time.Now())
 	return it
 }

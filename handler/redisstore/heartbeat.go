@@ -51,6 +51,7 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 	pointers := make([]*beatItem, len(beats))
 	for i := range items {
 		items[i].beat = beats[i]
+		items[i].prepare(s)
 		pointers[i] = &items[i]
 	}
 	for from := 0; from < len(items); from += bulkSlice {
@@ -84,6 +85,7 @@ func (s *Store) heartbeat(ctx context.Context, b *presence.Beat) (presence.BeatO
 	}
 	item := beatItems.Get().(*beatItem)
 	*item = beatItem{ctx: ctx, beat: *b, done: item.done}
+	item.prepare(s)
 	if !s.beats.put(item) {
 		beatItems.Put(item)
 		return presence.BeatOutcome{}, errQueueFull
@@ -131,7 +133,7 @@ func (s *Store) applyBeats(ctx context.Context, items []*beatItem) {
 	now := time.Now()        // one for all, so that beats of one instant have one age
 	var full map[string]bool // users of whom a beat says more than that they live: no later one may overtake it
 	for _, it := range items {
-		it.prepare(s, now)
+		it.ageAt(s, now)
 		if it.groups != keepGroups || it.meta != "" {
 			if full == nil {
 				full = map[string]bool{}
@@ -162,15 +164,14 @@ func only(items []*beatItem, wanted func(*beatItem) bool) (some []*beatItem) {
 	return some
 }
 
-// prepare makes the script's arguments from the beat.
-func (it *beatItem) prepare(s *Store, now time.Time) {
+// prepare makes the scripts' arguments from the beat, but for those that ageAt makes. The caller of the lane does it,
+// so that Redis does not wait for it.
+func (it *beatItem) prepare(s *Store) {
 	b := &it.beat
 	it.partition = s.keys.partition(b.User)
 	it.userKey = s.keys.user(it.partition, b.User)
 	it.leaseKey = s.keys.lease(it.partition, b.User, b.Session)
 	it.ttlSeconds, it.graceSeconds = int64(*b.TTL/time.Second), int64(b.Grace/time.Second)
-	it.age = s.age(now, b.At)
-	it.left = (it.ttlSeconds+it.graceSeconds)*1000 - it.age
 	it.seq, it.groups, it.meta = seqArg(b.Seq), groupsArg(b.Groups), string(b.Meta)
 	it.special = ""
 	if *b.TTL != presence.DefaultTTL || b.Session != presence.DefaultSession || b.Grace != 0 || it.seq != "" {
@@ -179,6 +180,12 @@ func (it *beatItem) prepare(s *Store, now time.Time) {
 			unless(b.Grace == 0, strconv.FormatInt(it.graceSeconds, 10)), it.seq,
 		}, ",")
 	}
+}
+
+// ageAt makes the arguments that depend on when they are sent.
+func (it *beatItem) ageAt(s *Store, now time.Time) {
+	it.age = s.age(now, it.beat.At)
+	it.left = (it.ttlSeconds+it.graceSeconds)*1000 - it.age
 }
 
 // unless returns what a script gets for a value: "" for the usual one.

@@ -127,6 +127,7 @@ func TestBeatsOfAllPartitionsTogether(t *testing.T) {
 	items := make([]*beatItem, len(users))
 	for i, beat := range beatsOf(users) {
 		items[i] = &beatItem{beat: beat}
+		items[i].prepare(b.store)
 	}
 	b.store.applyBeats(t.Context(), items)
 	for p, it := range items {
