@@ -234,30 +234,31 @@ func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	due, fault := l.store.Due(ctx, partitions)
-	for rest := due; len(rest) > 0; {
-		slice := claimSlice(rest)
-		claims, err := l.store.Claim(ctx, slice)
-		l.count(claims)
-		fault = cmp.Or(fault, err)
-		rest = rest[len(slice):]
+	var claims errgroup.Group // not bound to the first fault
+	claims.SetLimit(claimsAtOnce)
+	for _, d := range due {
+		if len(d.Members) == 0 {
+			continue
+		}
+		claims.Go(func() (err error) {
+			defer func() {
+				// Outside of this goroutine nobody could recover it, and it would end the process.
+				if cause := recover(); cause != nil {
+					err = fmt.Errorf("claim in partition %d panicked: %v\n%s", d.Partition, cause, debug.Stack())
+				}
+			}()
+			done, err := l.store.Claim(ctx, []redisstore.Due{d})
+			l.count(done)
+			return err
+		})
 	}
+	fault = cmp.Or(fault, claims.Wait())
 	return due, fault
 }
 
-// claimAtOnce is about how many sessions are claimed in one round trip, so that beats beside a mass expiry wait
-// for no more than a few milliseconds.
-const claimAtOnce = 300
-
-// claimSlice returns the first partitions of due, as many as make a round trip.
-func claimSlice(due []redisstore.Due) []redisstore.Due {
-	members := 0
-	for i, d := range due {
-		if members += len(d.Members); members >= claimAtOnce {
-			return due[:i+1]
-		}
-	}
-	return due
-}
+// claimsAtOnce is how many partitions are claimed at the same time, each in a call of its own: while Redis works on one
+// the next is prepared. Beats beside a mass expiry wait for as many calls, which is a few milliseconds.
+const claimsAtOnce = 3
 
 func (l *Listener) count(c redisstore.Claims) {
 	if len(c.Late) == 0 && c.Quarantined == 0 {
