@@ -76,10 +76,8 @@ func (k keys) ours(key string) bool {
 // partitionCount is where the number of partitions is recorded.
 func (k keys) partitionCount() string { return k.prefix + "/partitions" }
 
-// member is the deadline index's name of a session. A slash is in no id.
-func member(user, session string) string { return user + "/" + session }
-
-// cutMember is the reverse of member; false for what member cannot have made.
+// cutMember reads the deadline index's name of a session, <user>/<session>: a slash is in no id. It returns false for
+// what names no session.
 func cutMember(m string) (user, session string, ok bool) {
 	user, session, ok = strings.Cut(m, "/")
 	return user, session, ok && user != "" && session != "" && !strings.Contains(session, "/")
