@@ -365,6 +365,9 @@ func TestASlotOnTheMove(t *testing.T) {
 			{ctx: ctx, beat: presence.Beat{User: moving, Session: presence.DefaultSession, TTL: seconds(60)}},
 			{ctx: ctx, beat: presence.Beat{User: other, Session: presence.DefaultSession, TTL: seconds(60)}},
 		}
+		for _, it := range items {
+			it.prepare(b.store)
+		}
 		b.store.applyBeats(ctx, items)
 		if err := items[0].err; err != nil {
 			refused++
