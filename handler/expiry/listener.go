@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -236,18 +237,16 @@ func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore
 	due, fault := l.store.Due(ctx, partitions)
 	var claims errgroup.Group // not bound to the first fault
 	claims.SetLimit(claimsAtOnce)
-	for _, d := range due {
-		if len(d.Members) == 0 {
-			continue
-		}
+	some := slices.DeleteFunc(slices.Clone(due), func(d redisstore.Due) bool { return len(d.Members) == 0 })
+	for together := range slices.Chunk(some, claimsTogether) {
 		claims.Go(func() (err error) {
 			defer func() {
 				// Outside of this goroutine nobody could recover it, and it would end the process.
 				if cause := recover(); cause != nil {
-					err = fmt.Errorf("claim in partition %d panicked: %v\n%s", d.Partition, cause, debug.Stack())
+					err = fmt.Errorf("claim panicked: %v\n%s", cause, debug.Stack())
 				}
 			}()
-			done, err := l.store.Claim(ctx, []redisstore.Due{d})
+			done, err := l.store.Claim(ctx, together)
 			l.count(done)
 			return err
 		})
@@ -256,9 +255,13 @@ func (l *Listener) claimDue(ctx context.Context, partitions []int) ([]redisstore
 	return due, fault
 }
 
-// claimsAtOnce is how many partitions are claimed at the same time, each in a call of its own: while Redis works on one
-// the next is prepared. Beats beside a mass expiry wait for as many calls, which is a few milliseconds.
-const claimsAtOnce = 3
+const (
+	// claimsTogether is how many partitions' sessions are claimed in one round trip, at most 200 of each: beats beside
+	// a mass expiry wait for one of them, which is a few milliseconds.
+	claimsTogether = 2
+	// claimsAtOnce is how many of these are under way: while Redis works on one the next is prepared.
+	claimsAtOnce = 3
+)
 
 func (l *Listener) count(c redisstore.Claims) {
 	if len(c.Late) == 0 && c.Quarantined == 0 {

@@ -33,7 +33,7 @@ func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
 		calls[n] = s.newCall(dueScript, p, 0, 1)
 		calls[n].args = append(calls[n].args, maxItems)
 	}
-	fault := s.run(ctx, calls...)
+	fault := s.runBehind(ctx, calls...)
 	found := make([]Due, 0, len(partitions))
 	for n, p := range partitions {
 		if calls[n].err != nil {
@@ -107,7 +107,7 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	if len(calls) == 0 {
 		return claims, nil
 	}
-	fault := s.run(ctx, calls...)
+	fault := s.runBehind(ctx, calls...)
 	for _, c := range calls {
 		replies, err := c.replies((len(c.keys) - 4) / 2)
 		if err != nil {

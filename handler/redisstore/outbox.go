@@ -33,8 +33,7 @@ type Entry struct {
 type Outbox struct {
 	store    *Store
 	consumer string
-	// turn is held by the call that uses the connection or waits for it: beats and the sweep, which share it, wait for
-	// one of the relay's calls at most.
+	// turn is held by the relay's call that uses the connection or waits for it; see Store.background.
 	turn chan struct{}
 }
 
@@ -43,18 +42,36 @@ func (s *Store) Outbox(consumer string) *Outbox {
 	return &Outbox{store: s, consumer: consumer, turn: make(chan struct{}, 1)}
 }
 
-// connect returns the shared client when it is the caller's turn, and what ends it.
+// connect returns the shared client when it is the caller's turn, and what ends that.
 func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, done func(), err error) {
-	select {
-	case o.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, nil, unavailable(fmt.Errorf("wait for the relay's turn: %w", ctx.Err()))
-	}
 	if client, err = o.store.client.connect(ctx); err != nil {
+		return nil, nil, err
+	}
+	if !o.store.client.oneServer() {
+		return client, func() {}, nil
+	}
+	// The relay's calls are many: together they take one part in the turns.
+	if err := take(ctx, o.turn); err != nil {
+		return nil, nil, err
+	}
+	if err := take(ctx, o.store.background); err != nil {
 		<-o.turn
 		return nil, nil, err
 	}
-	return client, func() { <-o.turn }, nil
+	return client, func() {
+		<-o.store.background
+		<-o.turn
+	}, nil
+}
+
+// take waits for a place.
+func take(ctx context.Context, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return unavailable(fmt.Errorf("wait for the turn of the listener: %w", ctx.Err()))
+	}
 }
 
 // Own returns entries that this relay read before and did not acknowledge, oldest first, after the one of the given

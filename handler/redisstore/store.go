@@ -40,12 +40,15 @@ type Store struct {
 	shared [][4]any
 	args   [2]any
 	// age is how long ago an item came in, in whole ms.
-	age     func(now, at time.Time) int64
-	beats   *lane[*beatItem]
-	reads   *lane[*readItem]
-	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
-	checked atomic.Bool   // the recorded number of partitions was compared with ours
-	apart   atomic.Bool   // the server refused a script with keys of several partitions
+	age   func(now, at time.Time) int64
+	beats *lane[*beatItem]
+	reads *lane[*readItem]
+	bulks chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
+	// background is held by the call of the sweep or the relay that uses the one connection to a single server: requests,
+	// which share it, wait for one of them at most.
+	background chan struct{}
+	checked    atomic.Bool // the recorded number of partitions was compared with ours
+	apart      atomic.Bool // the server refused a script with keys of several partitions
 }
 
 // New returns a Store on the shared client.
@@ -62,7 +65,7 @@ func New(c *Client, cfg Config) *Store {
 		keys:   newKeys(cfg.Prefix, cfg.Partitions),
 		args:   [2]any{rand.Text()[:10], leases},
 		age:    ageMillis,
-		bulks:  make(chan struct{}, 1),
+		bulks:  make(chan struct{}, 1), background: make(chan struct{}, 1),
 	}
 	for p := range cfg.Partitions {
 		s.shared = append(s.shared, s.keys.shared(p))
@@ -168,6 +171,20 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 		}
 	}
 	return nil
+}
+
+// runBehind is run for the sweep.
+func (s *Store) runBehind(ctx context.Context, calls ...*call) error {
+	if s.client.oneServer() {
+		if err := take(ctx, s.background); err != nil {
+			for _, c := range calls {
+				c.err = err
+			}
+			return err
+		}
+		defer func() { <-s.background }()
+	}
+	return s.run(ctx, calls...)
 }
 
 var errForgetful = errors.New("the server forgets its scripts as fast as they are loaded")
