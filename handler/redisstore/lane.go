@@ -65,7 +65,9 @@ func (l *lane[T]) run() {
 		case item := <-l.queue:
 			batch = append(batch[:0], item)
 		}
-		runtime.Gosched() // whoever is about to queue an item does so first: one round trip more for each is dearer
+		if len(l.queue) == 0 {
+			runtime.Gosched() // whoever is about to queue an item does so first: one more round trip is dearer
+		}
 		select {
 		case <-l.quit: // it was closed during the flush before
 			return
