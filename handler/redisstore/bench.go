@@ -27,18 +27,26 @@ func (s *Store) RenewCall(beats []presence.Beat) ScriptCall {
 	for i := range beats {
 		items[i] = s.prepared(&beats[i])
 	}
-	c := ScriptCall{Text: renewText, Args: []any{s.args[1]}}
-	for _, ch := range chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition }) {
-		for _, key := range s.shared[ch.partition][:2] {
-			c.Keys = append(c.Keys, key.(string))
-		}
-		c.Args = append(c.Args, len(ch.items))
-		for _, it := range ch.items {
-			c.Keys = append(c.Keys, it.userKey, it.leaseKey)
-			c.Args = append(c.Args, it.left, it.special)
-		}
+	c := s.renewal(chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition }), len(items))
+	call := ScriptCall{Text: renewText}
+	for _, key := range c.keys {
+		call.Keys = append(call.Keys, valueOf(key).(string))
 	}
-	return c
+	for _, arg := range c.args {
+		call.Args = append(call.Args, valueOf(arg))
+	}
+	return call
+}
+
+// valueOf returns what a key or argument of a call is, or points to.
+func valueOf(v any) any {
+	switch v := v.(type) {
+	case *string:
+		return *v
+	case *int64:
+		return *v
+	}
+	return v
 }
 
 // OutboxKey returns the key of the outbox of a user's partition.

@@ -392,45 +392,39 @@ func (w watch) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (w watch) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if err := w.ready(ctx); err != nil {
-			return err
-		}
-		if ctx.Value(probing{}) != nil {
-			err := next(ctx, cmd)
-			w.client.returned(ctx, w.node, err)
-			return err
-		}
-		joined, t, done := w.patience.join(ctx)
-		defer done()
-		err := next(joined, cmd)
-		if err != nil && t.Err() != nil && !isReply(err) {
-			return giveUp(cmd)
-		}
-		w.client.returned(ctx, w.node, err)
-		return err
+		return w.ask(ctx, func(ctx context.Context) error { return next(ctx, cmd) }, cmd)
 	}
 }
 
 func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if err := w.ready(ctx); err != nil {
-			return err
-		}
-		joined, t, done := w.patience.join(ctx)
-		defer done()
-		err := next(joined, cmds)
-		if err != nil && t.Err() != nil && !isReply(err) {
-			return giveUp(cmds...)
-		}
-		fault := err
-		for _, cmd := range cmds {
-			if !connectionFault(fault) {
-				fault = cmd.Err()
-			}
-		}
-		w.client.returned(ctx, w.node, fault)
+		return w.ask(ctx, func(ctx context.Context) error { return next(ctx, cmds) }, cmds...)
+	}
+}
+
+// ask makes one round trip with some commands. A probe goes on when the server is given up: it asks whether it is back.
+func (w watch) ask(ctx context.Context, roundTrip func(context.Context) error, cmds ...redis.Cmder) error {
+	if err := w.ready(ctx); err != nil {
 		return err
 	}
+	joined, givenUp := ctx, func() bool { return false }
+	if ctx.Value(probing{}) == nil {
+		withTerm, t, done := w.patience.join(ctx)
+		defer done()
+		joined, givenUp = withTerm, func() bool { return t.Err() != nil }
+	}
+	err := roundTrip(joined)
+	if err != nil && givenUp() && !isReply(err) {
+		return giveUp(cmds...)
+	}
+	fault := err
+	for _, cmd := range cmds {
+		if !connectionFault(fault) {
+			fault = cmd.Err()
+		}
+	}
+	w.client.returned(ctx, w.node, fault)
+	return err
 }
 
 // returned takes in how a round trip went. One whose request ran out of its own time says nothing of Redis.

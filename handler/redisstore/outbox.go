@@ -51,10 +51,10 @@ func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, don
 		return client, func() {}, nil
 	}
 	// The relay's calls are many: together they take one part in the turns.
-	if err := take(ctx, o.turn); err != nil {
+	if err := take(ctx, o.turn, "the relay's call before"); err != nil {
 		return nil, nil, err
 	}
-	if err := take(ctx, o.store.background); err != nil {
+	if err := take(ctx, o.store.background, "the sweep"); err != nil {
 		<-o.turn
 		return nil, nil, err
 	}
@@ -62,16 +62,6 @@ func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, don
 		<-o.store.background
 		<-o.turn
 	}, nil
-}
-
-// take waits for a place.
-func take(ctx context.Context, places chan struct{}) error {
-	select {
-	case places <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return unavailable(fmt.Errorf("wait for the turn of the listener: %w", ctx.Err()))
-	}
 }
 
 // Own returns entries that this relay read before and did not acknowledge, oldest first, after the one of the given

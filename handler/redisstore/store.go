@@ -176,7 +176,7 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 // runBehind is run for the sweep.
 func (s *Store) runBehind(ctx context.Context, calls ...*call) error {
 	if s.client.oneServer() {
-		if err := take(ctx, s.background); err != nil {
+		if err := take(ctx, s.background, "the relay"); err != nil {
 			for _, c := range calls {
 				c.err = err
 			}
@@ -292,12 +292,20 @@ var errQueueFull = &presence.Error{
 
 // bulk runs one slice of a bulk, after the slices that wait already.
 func (s *Store) bulk(ctx context.Context, slice func() error) error {
+	if err := take(ctx, s.bulks, "the bulk before"); err != nil {
+		return err
+	}
+	defer func() { <-s.bulks }()
+	return slice()
+}
+
+// take waits for a place, which somebody may hold.
+func take(ctx context.Context, places chan struct{}, holder string) error {
 	select {
-	case s.bulks <- struct{}{}:
-		defer func() { <-s.bulks }()
-		return slice()
+	case places <- struct{}{}:
+		return nil
 	case <-ctx.Done():
-		return unavailable(fmt.Errorf("wait for the bulk before: %w", ctx.Err()))
+		return unavailable(fmt.Errorf("wait for %s: %w", holder, ctx.Err()))
 	}
 }
 
