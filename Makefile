@@ -60,13 +60,14 @@ fmt: ## check the format of the Go code; FIX=1 mends it
 	@out=$$($(GOFUMPT) $(if $(FIX),-w,-l) handler infra) && if [ -n "$$out" ]; then printf 'not formatted, see make fmt FIX=1:\n%s\n' "$$out"; exit 1; fi
 
 lint: ## go vet and staticcheck
-	@go vet ./... && $(STATICCHECK) ./...
+	@go vet ./... && $(STATICCHECK) ./... && cd handler/cmd/peers && go vet ./...
 
 ## Measure
 
-bench: setup stage ## one table, ratios first, of what is promised of speed and size: QUICK=1 ONLY=A,B STRICT=1
+bench: setup stage ## one table, ratios first, of what is promised of speed and size: QUICK=1 ONLY=A,B STRICT=1; ONLY=P beside peers
 	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench
-	@$(BIN)/bench -handler $(DIST)/handler $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(STRICT),-strict)
+	@if [[ ",$(ONLY)," = *,[Pp],* ]]; then mkdir -p $(BIN) && cd handler/cmd/peers && $(BUILD) -o $(abspath $(BIN))/peers .; fi
+	@$(BIN)/bench -handler $(DIST)/handler -peers $(BIN)/peers $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(STRICT),-strict)
 
 bench-start: stage ## handler start to first answered request, 100 starts; fails over 10 ms at p50
 	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench && $(BIN)/bench -handler $(DIST)/handler -only E -starts 100 -strict

@@ -27,6 +27,7 @@ type options struct {
 	only     string
 	sessions int
 	starts   int
+	peers    string
 }
 
 // plan is how much is measured.
@@ -43,6 +44,10 @@ type plan struct {
 	// lateFor is how long sessions end for the lateness.
 	lateFor time.Duration
 	starts  int
+	// peers is the binary of the command peers; peerUsers beat, and dueUsers are due at once, in so many rounds.
+	peers               string
+	peerUsers, dueUsers int
+	dueRounds           int
 }
 
 // users beat in turn wherever beats are measured.
@@ -65,6 +70,7 @@ var sections = []section{
 	{"E", "start", starts},
 	{"F", "size of the binary", size},
 	{"G", "outages of Redis", outages},
+	{"P", "beside centrifuge and asynq", peers},
 }
 
 func main() {
@@ -74,6 +80,7 @@ func main() {
 	flag.BoolVar(&o.strict, "strict", false, "exit with 1 when a bar is not met")
 	flag.StringVar(&o.only, "only", "", "`sections` to run, such as A,B")
 	flag.IntVar(&o.sessions, "sessions", 0, "sessions of the sweep (default 1000000, quick 100000)")
+	flag.StringVar(&o.peers, "peers", "bin/peers", "the `binary` of the command peers, for section P")
 	flag.IntVar(&o.starts, "starts", 50, "starts of the handler")
 	server := flag.String("serve", "", "be a `server` that the handler is measured against: empty or naive")
 	flag.Parse()
@@ -97,8 +104,10 @@ func main() {
 
 // plan turns the flags into what is measured.
 func (o options) plan() (plan, error) {
-	p := plan{handler: o.handler, rounds: 7, round: 3 * time.Second, memoryUsers: 100_000, sessions: 1_000_000, lateFor: 20 * time.Second, starts: o.starts}
+	p := plan{handler: o.handler, rounds: 7, round: 3 * time.Second, memoryUsers: 100_000, sessions: 1_000_000, lateFor: 20 * time.Second, starts: o.starts,
+		peers: o.peers, peerUsers: 100_000, dueUsers: 300_000, dueRounds: 3}
 	if o.quick {
+		p.peerUsers, p.dueUsers, p.dueRounds = 20_000, 60_000, 1
 		p.rounds, p.round, p.sessions, p.lateFor = 3, time.Second, 100_000, 5*time.Second
 	}
 	if o.sessions != 0 {
@@ -110,10 +119,11 @@ func (o options) plan() (plan, error) {
 	return p, nil
 }
 
-// chosen returns the sections that -only names, all when it names none.
+// chosen returns the sections that -only names. When it names none they are all but P, which takes minutes and needs a
+// binary of its own.
 func chosen(only string) ([]section, error) {
 	if only == "" {
-		return sections, nil
+		return sections[:len(sections)-1], nil
 	}
 	var some []section
 	for name := range strings.SplitSeq(only, ",") {

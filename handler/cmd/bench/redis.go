@@ -123,6 +123,23 @@ func (r *redisServer) usedMemory(ctx context.Context) (int64, error) {
 	return strconv.ParseInt(fields["used_memory"], 10, 64)
 }
 
+// processorTime is what the thread that runs commands has used so far.
+func (r *redisServer) processorTime(ctx context.Context) (time.Duration, error) {
+	fields, err := r.info(ctx, "cpu")
+	if err != nil {
+		return 0, err
+	}
+	var sum float64
+	for _, field := range []string{"used_cpu_user_main_thread", "used_cpu_sys_main_thread"} {
+		seconds, err := strconv.ParseFloat(fields[field], 64)
+		if err != nil {
+			return 0, fmt.Errorf("read %s of INFO cpu (Redis 6.2 has it): %w", field, err)
+		}
+		sum += seconds
+	}
+	return time.Duration(sum * float64(time.Second)), nil
+}
+
 // beginCount forgets what was counted and noted as slow so far.
 func (r *redisServer) beginCount(ctx context.Context) error {
 	if err := r.admin.ConfigResetStat(ctx).Err(); err != nil {

@@ -59,7 +59,7 @@ func serve(ctx context.Context, which string) error {
 	return nil
 }
 
-// emptyRoutes answer a heartbeat with as many bytes as the handler does.
+// emptyRoutes answer heartbeats with as many bytes as the handler does.
 func emptyRoutes() http.Handler {
 	answer := []byte(`{"user":"` + userID(0) + `","session":"default","status":"online","change":"renewed",` +
 		`"epoch":1700000000000,"expiresAt":"2026-01-01T00:00:00.000Z","beatAfterSeconds":15}`)
@@ -68,6 +68,11 @@ func emptyRoutes() http.Handler {
 	r.Post("/api/heartbeat", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(answer) // the client has gone
+	})
+	r.Post("/api/heartbeats", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a client that stops has gone
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"accepted":1000,"deferred":0,"stale":0,"rejected":[],"beatAfterSeconds":15}`)
 	})
 	return r
 }

@@ -122,19 +122,8 @@ func (s *liveStore) endAll(ctx context.Context, p plan, others int, listener *ex
 		}
 	}
 	at := time.Now().Add(time.Since(began)*time.Duration(p.sessions)/users*3/2 + 3*time.Second)
-	for from := 0; from < p.sessions; from += bulkOf {
-		// The ttl is in whole seconds, and the instant must be the session's latest: within the last second.
-		ttl := max(time.Until(at).Truncate(time.Second)+time.Second, presence.MinTTL)
-		beats := make([]presence.Beat, min(bulkOf, p.sessions-from))
-		for i := range beats {
-			beats[i] = due(from+i, at, &ttl)
-		}
-		if err := s.apply(ctx, beats); err != nil {
-			return 0, outcome{}, err
-		}
-	}
-	if time.Now().After(at) {
-		return 0, outcome{}, errors.New("the machine is too slow: the sessions were due before they were written")
+	if err := s.letEnd(ctx, p.sessions, at); err != nil {
+		return 0, outcome{}, err
 	}
 	if err := redis.beginCount(ctx); err != nil {
 		return 0, outcome{}, err
@@ -159,6 +148,25 @@ func (s *liveStore) endAll(ctx context.Context, p plan, others int, listener *ex
 		return 0, outcome{}, fmt.Errorf("%d of %d were claimed: %w", listener.State().Claimed-before, p.sessions, err)
 	}
 	return took, beside, besideErr
+}
+
+// letEnd lets the sessions of the first n users be due at the same instant.
+func (s *liveStore) letEnd(ctx context.Context, n int, at time.Time) error {
+	for from := 0; from < n; from += bulkOf {
+		// The ttl is in whole seconds, and the instant must be the session's latest: within the last second.
+		ttl := max(time.Until(at).Truncate(time.Second)+time.Second, presence.MinTTL)
+		beats := make([]presence.Beat, min(bulkOf, n-from))
+		for i := range beats {
+			beats[i] = due(from+i, at, &ttl)
+		}
+		if err := s.apply(ctx, beats); err != nil {
+			return err
+		}
+	}
+	if time.Now().After(at) {
+		return errors.New("the machine is too slow: the sessions were due before they were written")
+	}
+	return nil
 }
 
 // singleUntil runs single beats in goroutines until ctx ends.
