@@ -14,7 +14,7 @@ param persistence bool
 
 var port = 10000
 
-resource cluster 'Microsoft.Cache/redisEnterprise@2026-06-01-preview' = {
+resource cluster 'Microsoft.Cache/redisEnterprise@2026-09-01' = {
   name: name
   location: location
   tags: tags
@@ -28,7 +28,7 @@ resource cluster 'Microsoft.Cache/redisEnterprise@2026-06-01-preview' = {
   }
 }
 
-resource database 'Microsoft.Cache/redisEnterprise/databases@2026-06-01-preview' = {
+resource database 'Microsoft.Cache/redisEnterprise/databases@2026-09-01' = {
   parent: cluster
   name: 'default'
   properties: {
@@ -48,10 +48,11 @@ resource database 'Microsoft.Cache/redisEnterprise/databases@2026-06-01-preview'
   }
 }
 
-// The policy "default" is the one that the service offers: all data commands, all keys, all channels.
-resource access 'Microsoft.Cache/redisEnterprise/databases/accessPolicyAssignments@2026-06-01-preview' = {
+// There is one assignment for a principal and a database. Its name takes no dashes. The policy "default" is the one that
+// the service offers: all data commands, all keys, all channels.
+resource access 'Microsoft.Cache/redisEnterprise/databases/accessPolicyAssignments@2026-09-01' = {
   parent: database
-  name: replace(principalId, '-', '')
+  name: 'functionapps'
   properties: {
     accessPolicyName: 'default'
     user: {

@@ -9,6 +9,9 @@ param tags object
 @description('Principal of the apps.')
 param principalId string
 
+@description('Resource id of the identity that has that principal. Names are made of it, because it is known before the deployment.')
+param identityId string
+
 @description('Allows access by key, which Azure Files and Azure Functions Core Tools need.')
 param sharedKeys bool
 param zoneRedundant bool
@@ -31,7 +34,7 @@ var hostRoles = [
   storageTableDataContributor
 ]
 
-resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
+resource account 'Microsoft.Storage/storageAccounts@2026-09-01' = {
   name: name
   location: location
   tags: tags
@@ -50,13 +53,13 @@ resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
   }
 }
 
-resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2025-06-01' = {
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2026-09-01' = {
   parent: account
   name: 'default'
 }
 
 // One blob per package, named by its hash: the previous one stays for the way back.
-resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-06-01' = {
+resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@2026-09-01' = {
   parent: blobs
   name: 'packages'
   properties: {
@@ -64,18 +67,18 @@ resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@202
   }
 }
 
-resource files 'Microsoft.Storage/storageAccounts/fileServices@2025-06-01' = if (sharedKeys) {
+resource files 'Microsoft.Storage/storageAccounts/fileServices@2026-09-01' = if (sharedKeys) {
   parent: account
   name: 'default'
 }
 
-resource share 'Microsoft.Storage/storageAccounts/fileServices/shares@2025-06-01' = [for shareName in shares: {
+resource share 'Microsoft.Storage/storageAccounts/fileServices/shares@2026-09-01' = [for shareName in shares: {
   parent: files
   name: shareName
 }]
 
 resource hostRole 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for role in hostRoles: {
-  name: guid(account.id, principalId, role)
+  name: guid(account.id, identityId, role)
   scope: account
   properties: {
     principalId: principalId
