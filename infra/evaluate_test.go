@@ -121,7 +121,7 @@ func (e *evaluation) deploy(file string, params map[string]any) map[string]any {
 		if got := kindOf(value); got != d.is {
 			panic(wrongf("%s:%d: output %s is %s, not %s", file, d.line, d.name, got, d.is))
 		}
-		outputs[d.name] = runtime{value}
+		outputs[d.name] = runtime{known(value)}
 	}
 	return outputs
 }

@@ -488,7 +488,6 @@ type hostFile struct {
 			PrefetchCount, MaxMessageBatchSize, MinMessageBatchSize int
 		}
 	}
-	Singleton     struct{ ListenerLockPeriod, ListenerLockRecoveryPollingInterval string }
 	CustomHandler struct {
 		Description                                            struct{ DefaultExecutablePath string }
 		EnableForwardingHTTPRequest, EnableProxyingHTTPRequest bool
@@ -526,25 +525,51 @@ func TestBatchesFitTheLockOfTheQueues(t *testing.T) {
 	if timeout := span(t, host.FunctionTimeout); timeout > 5*time.Minute {
 		t.Errorf("host.json: a call may take %v, longer than the lock", timeout)
 	}
-	if s := host.Singleton; s.ListenerLockPeriod != "00:00:15" || s.ListenerLockRecoveryPollingInterval != "00:00:15" {
-		t.Errorf("host.json: singleton is %+v", s)
-	}
 	if c := host.CustomHandler; c.Description.DefaultExecutablePath != "handler" || !c.EnableForwardingHTTPRequest || !c.EnableProxyingHTTPRequest {
 		t.Errorf("host.json: customHandler is %+v", c)
 	}
-	// The handler and the queues must agree on which delivery is the last.
-	main := read(t, "main.bicep")
-	if got, want := fmt.Sprint(main.value(t, "var", "maxDeliveryCount")), settings(t)["MAX_DELIVERY_COUNT"]; got != want {
-		t.Errorf("the queues give up after %s deliveries, README.md says that MAX_DELIVERY_COUNT is %s", got, want)
+}
+
+// While a part is away, a batch waits up to half its lock before it goes back. So often it may go back, and no more:
+// an outage of a day must dead-letter nothing, and the handler must agree with the queues on which delivery is the last.
+func TestAnOutageOfADayDeadLettersNothing(t *testing.T) {
+	t.Parallel()
+	count := read(t, "main.bicep").value(t, "var", "maxDeliveryCount")
+	if count != queue.MaxDeliveryCount {
+		t.Errorf("the queues give up after %v deliveries, the handler after %d", count, queue.MaxDeliveryCount)
 	}
-	if got := say(main.find(t, "var", "commonSettings").tokens); !strings.Contains(got, "MAX_DELIVERY_COUNT : string ( maxDeliveryCount )") {
-		t.Errorf("the handler is not told the max delivery count: %s", got)
+	if outlasts := queue.MaxDeliveryCount * 150 * time.Second; outlasts < 24*time.Hour || queue.MaxDeliveryCount > 2000 {
+		t.Errorf("%d deliveries outlast %v", queue.MaxDeliveryCount, outlasts)
 	}
-	for file, resource := range map[string]string{"modules/servicebus.bicep": "queue", "modules/topic.bicep": "namespace"} {
-		got := say(read(t, file).find(t, "resource", resource).tokens)
-		for _, want := range []string{"maxDeliveryCount :", "lockDuration : lockDuration"} {
-			if !strings.Contains(got, want) {
-				t.Errorf("%s does not say %s: %s", file, want, got)
+	var local struct{ Values map[string]string }
+	readJSON(t, "../local.settings.json.example", &local)
+	for where, got := range map[string]string{"README.md": settings(t)["MAX_DELIVERY_COUNT"], "local.settings.json.example": local.Values["MAX_DELIVERY_COUNT"]} {
+		if got != fmt.Sprint(queue.MaxDeliveryCount) {
+			t.Errorf("%s says that MAX_DELIVERY_COUNT is %s", where, got)
+		}
+	}
+	for _, s := range setups {
+		if len(s.refused) > 0 {
+			continue
+		}
+		resources, _, err := evaluate(allFiles(t), types(t), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range resources {
+			switch one.kind {
+			case "Microsoft.ServiceBus/namespaces/queues":
+				want := 10 // nobody here reads it: the default of the service
+				if _, name, _ := strings.Cut(one.name, "/"); name == queue.ConnectivityEvents || name == queue.Heartbeats {
+					want = queue.MaxDeliveryCount
+				}
+				if got := at(t, known(one.body), "properties", "maxDeliveryCount"); got != want {
+					t.Errorf("%s gives up after %v deliveries, want %d", one.name, got, want)
+				}
+			case "Microsoft.Web/sites":
+				if told, _ := settingsOfApp(one); told["MAX_DELIVERY_COUNT"] != fmt.Sprint(queue.MaxDeliveryCount) {
+					t.Errorf("%s is told %s deliveries", one.name, told["MAX_DELIVERY_COUNT"])
+				}
 			}
 		}
 	}

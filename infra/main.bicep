@@ -260,6 +260,7 @@ var apiFunctions = [
   'EndSession'
   'Event'
   'Heartbeat'
+  'HeartbeatDeadLetters'
   'HeartbeatMessages'
   'Heartbeats'
   'Leave'

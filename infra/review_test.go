@@ -124,6 +124,7 @@ func review(sources map[string]string, types map[string]any, folders []string) [
 		found = append(found, misfitsOfApps(resources, folders)...)
 		found = append(found, misfitsOfMonitoring(resources)...)
 		found = append(found, misfitsOfQueues(resources)...)
+		found = append(found, misfitsOfWiring(resources)...)
 		if len(outputs) == 0 {
 			found = append(found, "main.bicep has no outputs")
 		}
@@ -139,8 +140,10 @@ func review(sources map[string]string, types map[string]any, folders []string) [
 			for _, d := range b.declarations {
 				wrong = append(wrong, unseen(b.path, d.expr)...)
 			}
-			wrong = append(wrong, unused(b)...)
 		}
+	}
+	for _, b := range files {
+		wrong = append(wrong, unused(b)...)
 	}
 	slices.Sort(wrong)
 	return slices.Compact(wrong)
@@ -316,6 +319,132 @@ func misfitsOfApps(resources []*deployed, folders []string) []string {
 	return wrong
 }
 
+// values are the settings that can have one value only.
+var values = map[string]string{
+	"FUNCTIONS_EXTENSION_VERSION": "~4", "FUNCTIONS_WORKER_RUNTIME": "custom",
+	"AzureWebJobsStorage__credential": "managedidentity", "ServiceBusConnection__credential": "managedidentity",
+}
+
+// misfitsOfWiring checks that what one resource is told of another is true: ids, names, endpoints, identities, places.
+func misfitsOfWiring(resources []*deployed) []string {
+	var wrong []string
+	ids, byKind := map[string]bool{}, map[string][]*deployed{}
+	for _, one := range resources {
+		ids[strings.ToLower(one.id)] = true
+		byKind[one.kind] = append(byKind[one.kind], one)
+	}
+	names := func(kind string) (list []string) {
+		for _, one := range byKind[kind] {
+			list = append(list, one.name[strings.LastIndex(one.name, "/")+1:])
+		}
+		return list
+	}
+	identity := names("Microsoft.ManagedIdentity/userAssignedIdentities")[0]
+	clientID, appPrincipal := fakeGUID("clientId"+identity), fakeGUID("principalId"+identity)
+	for _, one := range resources {
+		say := func(format string, args ...any) {
+			wrong = append(wrong, fmt.Sprintf("%s:%d: %s: ", one.file, one.line, one.name)+fmt.Sprintf(format, args...))
+		}
+		body := known(one.body).(map[string]any)
+		for _, text := range textsIn(body) {
+			if strings.HasPrefix(text, groupID+"/") && !ids[strings.ToLower(text)] && !strings.Contains(text, "/sqlRoleDefinitions/00000000-0000-0000-0000-000000000002") {
+				say("it names %s, which is not deployed", text)
+			}
+		}
+		want := "westeurope"
+		if slices.Contains([]string{"Microsoft.Insights/actionGroups", "Microsoft.Insights/metricAlerts", "Microsoft.Network/privateDnsZones", "Microsoft.Network/privateDnsZones/virtualNetworkLinks"}, one.kind) {
+			want = "global"
+		}
+		if place, ok := body["location"]; ok && place != want {
+			say("its location is %v, want %s", place, want)
+		}
+		properties, _ := body["properties"].(map[string]any)
+		user, _ := properties["user"].(map[string]any)
+		for _, principal := range []any{properties["principalId"], user["objectId"]} {
+			if principal != nil && principal != appPrincipal && principal != principalID {
+				say("%v is neither the principal of the apps nor that of the publisher", principal)
+			}
+		}
+		if one.kind != "Microsoft.Web/sites" {
+			continue
+		}
+		settings, _ := settingsOfApp(one)
+		for name, value := range values {
+			if got, ok := settings[name]; ok && got != value {
+				say("%s is %q, want %q", name, got, value)
+			}
+		}
+		for _, name := range []string{"AZURE_CLIENT_ID", "ServiceBusConnection__clientId", "AzureWebJobsStorage__clientId"} {
+			if got, ok := settings[name]; ok && got != clientID {
+				say("%s is not the client id of the identity", name)
+			}
+		}
+		if got := settings["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"]; got != "ClientId="+clientID+";Authorization=AAD" {
+			say("APPLICATIONINSIGHTS_AUTHENTICATION_STRING is %q", got)
+		}
+		if settings["AzureFunctionsWebHost__hostid"] != one.name {
+			say("its host id is %q", settings["AzureFunctionsWebHost__hostid"])
+		}
+		for name, of := range map[string][]string{
+			"AzureWebJobsStorage__accountName": names("Microsoft.Storage/storageAccounts"),
+			"WEBSITE_CONTENTSHARE":             names("Microsoft.Storage/storageAccounts/fileServices/shares"),
+			"COSMOS_DATABASE":                  names("Microsoft.DocumentDB/databaseAccounts/sqlDatabases"),
+			"EVENTS_QUEUE":                     append(names("Microsoft.ServiceBus/namespaces/queues"), names("Microsoft.ServiceBus/namespaces/topics")...),
+		} {
+			if got, ok := settings[name]; ok && !slices.Contains(of, got) {
+				say("%s is %q, deployed are %v", name, got, of)
+			}
+		}
+		if got, of := settings["COSMOS_ENDPOINT"], names("Microsoft.DocumentDB/databaseAccounts")[0]; got != "https://"+of+".documents.azure.com:443/" {
+			say("COSMOS_ENDPOINT is %q", got)
+		}
+		if got, of := settings["ServiceBusConnection__fullyQualifiedNamespace"], names("Microsoft.ServiceBus/namespaces")[0]; got != of+".servicebus.windows.net" {
+			say("ServiceBusConnection__fullyQualifiedNamespace is %q", got)
+		}
+		if of := names("Microsoft.Cache/redisEnterprise"); len(of) > 0 && settings["REDIS_HOST"] != of[0]+".westeurope.redis.azure.net:10000" {
+			say("REDIS_HOST is %q", settings["REDIS_HOST"])
+		}
+	}
+	// Who sends and receives may.
+	granted := map[string]bool{}
+	for _, one := range byKind["Microsoft.Authorization/roleAssignments"] {
+		properties := known(one.body["properties"]).(map[string]any)
+		role := properties["roleDefinitionId"].(string)
+		if properties["principalId"] == appPrincipal {
+			granted[one.scope+" "+role[strings.LastIndex(role, "/")+1:]] = true
+		}
+	}
+	for _, one := range append(byKind["Microsoft.ServiceBus/namespaces/queues"], byKind["Microsoft.ServiceBus/namespaces/topics"]...) {
+		_, name, _ := strings.Cut(one.name, "/")
+		receives := name == queue.ConnectivityEvents || name == queue.Heartbeats
+		if receives && !granted[one.id+" 4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0"] {
+			wrong = append(wrong, "the apps may not receive from "+name)
+		}
+		if name != queue.Heartbeats && !granted[one.id+" 69a216fc-b8fb-44d8-bc22-1f3c2cd27a39"] {
+			wrong = append(wrong, "the apps may not send to "+name)
+		}
+	}
+	return wrong
+}
+
+// textsIn are all strings in a value.
+func textsIn(value any) []string {
+	var all []string
+	switch v := value.(type) {
+	case string:
+		all = append(all, v)
+	case []any:
+		for _, one := range v {
+			all = append(all, textsIn(one)...)
+		}
+	case map[string]any:
+		for key, one := range v {
+			all = append(append(all, key), textsIn(one)...)
+		}
+	}
+	return all
+}
+
 // ---- monitoring --------------------------------------------------------------------------------------------------
 
 // metrics that the services have, by the type of the resource, with the dimensions that these templates filter by.
@@ -486,6 +615,17 @@ func misfitsOfQueues(resources []*deployed) []string {
 
 // ---- the tests ---------------------------------------------------------------------------------------------------
 
+// allFiles are the templates and the parameter files.
+func allFiles(t *testing.T) map[string]bicep {
+	t.Helper()
+	all := map[string]bicep{}
+	for path := range sourcesOfTemplates(t) {
+		all[path] = read(t, path)
+	}
+	return all
+}
+
+// folders are the names of the functions.
 func folders(t *testing.T) []string {
 	t.Helper()
 	return slices.Sorted(maps.Keys(functions(t)))

@@ -248,8 +248,8 @@ func (s *Sender) diagnoseAccess(queue, words string) (problem, mend string) {
 // senderRole is what the identity of the app needs.
 const senderRole = "Azure Service Bus Data Sender"
 
-func createQueue(inNamespace, queue string) string {
-	return fmt.Sprintf("az servicebus queue create %s --name %s --enable-duplicate-detection true --duplicate-detection-history-time-window PT10M --lock-duration PT5M --max-delivery-count 10", inNamespace, queue)
+func createQueue(inNamespace, name string) string {
+	return fmt.Sprintf("az servicebus queue create %s --name %s --enable-duplicate-detection true --duplicate-detection-history-time-window PT10M --lock-duration PT5M --max-delivery-count %d", inNamespace, name, maxDeliveryCount)
 }
 
 // recreateQueue is for what is fixed when a queue is created. Its messages are lost.
