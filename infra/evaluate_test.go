@@ -71,7 +71,6 @@ type evaluation struct {
 	files     map[string]bicep
 	types     map[string]any
 	resources []*deployed
-	problems  []string
 	// environment are the variables that parameter files read.
 	environment map[string]string
 }

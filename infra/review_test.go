@@ -227,7 +227,10 @@ var always = []string{
 var sometimes = [][]string{
 	{"AzureWebJobsStorage__accountName", "AzureWebJobsStorage__clientId", "AzureWebJobsStorage__credential", "WEBSITE_RUN_FROM_PACKAGE_BLOB_MI_RESOURCE_ID"},
 	{"AzureWebJobsStorage", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING", "WEBSITE_CONTENTSHARE"},
-	{"WEBSITE_RUN_FROM_PACKAGE"}, {"PREVIOUS_PACKAGE_URL"}, {"REDIS_ACCESS_KEY"}, {"EXPIRATION_ROUTES"},
+	{"WEBSITE_RUN_FROM_PACKAGE"},
+	{"PREVIOUS_PACKAGE_URL"},
+	{"REDIS_ACCESS_KEY"},
+	{"EXPIRATION_ROUTES"},
 }
 
 // sharedFunctions run in both apps, listenerFunctions in the listener app alone, and all others in the API app alone.
