@@ -211,7 +211,7 @@ func (s *Sender) diagnose(queue string, err error) (problem, mend string) {
 	case amqp.ErrCondResourceLimitExceeded:
 		return "it is full, or the namespace has too many connections", fmt.Sprintf("see: az servicebus queue show %s --name %s --query \"[countDetails,sizeInBytes,maxSizeInMegabytes]\"", inNamespace, queue)
 	case condServerBusy:
-		return "the namespace is throttled", "give it more capacity: az servicebus namespace update --resource-group <resource-group> --name " + ns + " --sku Premium --capacity <messaging-units>"
+		return "the namespace is throttled", "a Premium namespace takes more messaging units: az servicebus namespace update --resource-group <resource-group> --name " + ns + " --capacity <messaging-units>; a Standard one does not become Premium, it needs a new namespace (docs/deploy.md, Growing)"
 	}
 	return "the connection failed", s.lookAtNamespace()
 }
