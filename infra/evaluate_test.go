@@ -3,10 +3,13 @@ package infra_test
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -225,7 +228,6 @@ func (s *scope) module(d *declaration) any {
 		panic(wrongf("%s:%d: there is no %s", s.file.path, d.line, file))
 	}
 	if !s.deploys(d.condition, nil) {
-		s.eval(d.expr, nil) // what is wrong in it is wrong all the same
 		return reference{absent: true, isModule: true}
 	}
 	body := s.object(d.expr, nil)
@@ -319,8 +321,11 @@ func (s *scope) one(d *declaration, body *node, l local, parent *deployed, deplo
 		at.scope = ref.id
 	}
 	for _, one := range asList(at.body["dependsOn"]) {
-		if _, ok := one.(reference); !ok {
-			panic(wrongf("%s:%d: %s depends on what is no resource", s.file.path, d.line, d.name))
+		for _, on := range append(asList(one), one) {
+			_, isReference := on.(reference)
+			if _, isList := on.([]any); !isReference && !isList {
+				panic(wrongf("%s:%d: %s depends on what is no resource", s.file.path, d.line, d.name))
+			}
 		}
 	}
 	at.id = resourceID(at.scope, kind, at.name)
@@ -493,26 +498,29 @@ func (s *scope) eval(n *node, l local) any {
 		}
 		return s.eval(n.args[1], l)
 	case "&&", "||":
-		left, ok := s.eval(n.args[0], l).(bool)
-		right, ok2 := s.eval(n.args[1], l).(bool)
+		both := []any{s.eval(n.args[0], l), s.eval(n.args[1], l)}
+		left, ok := known(both[0]).(bool)
+		right, ok2 := known(both[1]).(bool)
 		if !ok || !ok2 {
 			panic(wrong("%s joins what is not bool", n.op))
 		}
-		return left && right || n.op == "||" && (left || right)
+		return like(left && right || n.op == "||" && (left || right), both...)
 	case "!":
-		value, ok := s.eval(n.args[0], l).(bool)
+		value := s.eval(n.args[0], l)
+		is, ok := known(value).(bool)
 		if !ok {
 			panic(wrong("! of what is not bool"))
 		}
-		return !value
+		return like(!is, value)
 	case "neg":
 		return -s.integer(n.args[0], l)
 	case "==", "!=":
-		left, right := known(s.eval(n.args[0], l)), known(s.eval(n.args[1], l))
+		both := []any{s.eval(n.args[0], l), s.eval(n.args[1], l)}
+		left, right := known(both[0]), known(both[1])
 		if kindOf(left) != kindOf(right) && left != nil && right != nil {
 			panic(wrong("%s is compared with %s", kindOf(left), kindOf(right)))
 		}
-		return (left == right) == (n.op == "==")
+		return like((left == right) == (n.op == "=="), both...)
 	case "<", "<=", ">", ">=", "+", "-", "*", "/", "%":
 		return s.arithmetic(n, s.integer(n.args[0], l), s.integer(n.args[1], l))
 	case ".", ".?":
@@ -539,6 +547,16 @@ func (s *scope) eval(n *node, l local) any {
 		return runtime{map[string]any{"keys": []any{map[string]any{"value": "KEY"}}}}
 	}
 	panic(wrong("%s cannot be evaluated", n.op))
+}
+
+// like marks a value as known at run time only when one of those is that it is computed from.
+func like(value any, from ...any) any {
+	for _, one := range from {
+		if _, ok := one.(runtime); ok {
+			return runtime{value}
+		}
+	}
+	return value
 }
 
 func (s *scope) integer(n *node, l local) int {
@@ -693,9 +711,9 @@ func fakeGUID(seed string) string {
 
 // signatures are the kinds of the arguments of the functions that these templates call; * is any, ... repeats the last.
 var signatures = map[string]string{
-	"concat": "array ...", "contains": "* *", "empty": "*", "endsWith": "string string", "environment": "", "fail": "string", "filter": "array lambda",
+	"cidrSubnet": "string int int", "concat": "array ...", "contains": "* *", "empty": "*", "endsWith": "string string", "environment": "", "fail": "string", "filter": "array lambda",
 	"guid": "string ...", "int": "*", "items": "object", "join": "array string", "last": "array", "length": "*", "map": "array lambda", "max": "int ...", "min": "int ...",
-	"range": "int int", "readEnvironmentVariable": "string ...", "replace": "string string string", "resourceGroup": "",
+	"range": "int int", "readEnvironmentVariable": "string ...", "replace": "string string string", "resourceGroup": "", "resourceId": "string string",
 	"split": "string string", "startsWith": "string string", "string": "*", "substring": "string int int", "subscriptionResourceId": "string string", "take": "* int",
 	"toLower": "string", "toObject": "array lambda lambda", "trim": "string", "union": "* ...", "uniqueString": "string ...",
 }
@@ -745,6 +763,16 @@ func (s *scope) call(n *node, l local) any {
 
 func (s *scope) apply(name string, args []any, wrong func(string, ...any) problem) any {
 	switch name {
+	case "cidrSubnet":
+		network, err := netip.ParsePrefix(args[0].(string))
+		size, i := args[1].(int), args[2].(int)
+		if err != nil || !network.Addr().Is4() || size < network.Bits() || i >= 1<<(size-network.Bits()) {
+			panic(wrong("%v has no subnet %d of size /%d", args[0], i, size))
+		}
+		a := network.Masked().Addr().As4()
+		at := binary.BigEndian.Uint32(a[:]) + uint32(i)<<(32-size)
+		binary.BigEndian.PutUint32(a[:], at)
+		return netip.PrefixFrom(netip.AddrFrom4(a), size).String()
 	case "concat":
 		list := []any{}
 		for _, one := range args {
@@ -866,6 +894,8 @@ func (s *scope) apply(name string, args []any, wrong func(string, ...any) proble
 		return strings.ReplaceAll(args[0].(string), args[1].(string), args[2].(string))
 	case "resourceGroup":
 		return map[string]any{"id": groupID, "location": "westeurope", "name": "group"}
+	case "resourceId":
+		return resourceID("", args[0].(string), args[1].(string))
 	case "split":
 		list := []any{}
 		for _, one := range strings.Split(args[0].(string), args[1].(string)) {
@@ -901,6 +931,17 @@ func (s *scope) apply(name string, args []any, wrong func(string, ...any) proble
 	case "trim":
 		return strings.TrimSpace(args[0].(string))
 	case "union":
+		if _, ok := args[0].([]any); ok {
+			list := []any{}
+			for _, one := range args {
+				for _, item := range asList(one) {
+					if !slices.ContainsFunc(list, func(other any) bool { return reflect.DeepEqual(other, item) }) {
+						list = append(list, item)
+					}
+				}
+			}
+			return list
+		}
 		object := map[string]any{}
 		for _, one := range args {
 			more, ok := one.(map[string]any)

@@ -384,7 +384,7 @@ func TestEachFunctionRunsInTheRightApp(t *testing.T) {
 	}
 	for module, disabled := range map[string]string{"api": "apiDisabled", "listener": "listenerDisabled"} {
 		e, _ := at(t, main.value(t, "module", module), "params", "settings").(expression)
-		if want := "union ( commonSettings , redisKeySetting , routesSetting , " + disabled + " )"; say(e) != want {
+		if want := "union ( commonSettings , redisKeySetting , routesSetting , scalingSetting , " + disabled + " )"; say(e) != want {
 			t.Errorf("the settings of %s are %s, want %s", module, say(e), want)
 		}
 	}
@@ -591,7 +591,7 @@ func TestTheProbeNeedsNoKeyAndNoRedis(t *testing.T) {
 
 // ofThePlatform are settings that the Functions host, the platform or a library reads, or that publish keeps.
 var ofThePlatform = []string{
-	"FUNCTIONS_EXTENSION_VERSION", "FUNCTIONS_WORKER_RUNTIME", "AzureFunctionsWebHost__hostid", "AZURE_CLIENT_ID",
+	"FUNCTIONS_EXTENSION_VERSION", "FUNCTIONS_WORKER_RUNTIME", "AzureFunctionsWebHost__hostid", "TARGET_BASED_SCALING_ENABLED", "AZURE_CLIENT_ID",
 	"APPLICATIONINSIGHTS_CONNECTION_STRING", "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
 	"AzureWebJobsStorage", "AzureWebJobsStorage__accountName", "AzureWebJobsStorage__credential", "AzureWebJobsStorage__clientId",
 	"ServiceBusConnection__credential", "ServiceBusConnection__clientId",
@@ -628,7 +628,7 @@ func settingsOfTemplates(t *testing.T) []string {
 	t.Helper()
 	main, app := read(t, "main.bicep"), read(t, "modules/functionapp.bicep")
 	var names []string
-	for _, v := range []string{"commonSettings", "redisKeySetting", "routesSetting"} {
+	for _, v := range []string{"commonSettings", "redisKeySetting", "routesSetting", "scalingSetting"} {
 		names = append(names, keys(main.find(t, "var", v).tokens)...)
 	}
 	const union = "union ( settings , hostSettings , sharedKeys ? keyStorage : identityStorage , packageSetting , previousPackageSetting )"

@@ -175,6 +175,17 @@ param cosmosNumber int = 1
 @maxValue(3650)
 param eventRetentionDays int = 30
 
+// ---- network -------------------------------------------------------------------------------------------------
+
+@description('Closes storage, Service Bus, Cosmos DB and Managed Redis to the internet: the apps reach them through private endpoints in a network of their own. Needs serviceBusSku Premium and storageAuth identity; publishing then runs inside the network.')
+param privateNetwork bool = false
+
+@description('Closes the apps, too: clients, monitors and publishing must be inside the network. Needs privateNetwork.')
+param privateApps bool = false
+
+@description('Addresses of the network, in a private range, /16 to /22.')
+param networkAddressPrefix string = '10.90.0.0/16'
+
 // ---- monitoring ----------------------------------------------------------------------------------------------
 
 @description('Address that alerts are sent to. Empty: alerts show in the portal only.')
@@ -242,6 +253,10 @@ var refusals = filter([
   empty(eventsTopic) || !contains(concat(ownQueueNames, expirationQueues), eventsTopic) ? '' : 'eventsTopic is ${eventsTopic}, which is the name of a queue. Choose another, for example presence-events.'
   empty(filter(expirationQueues, queueName => contains(ownQueueNames, queueName))) ? '' : 'expirationQueues names a queue of this product: ${join(ownQueueNames, ', ')} are taken.'
   empty(filter(routedQueues, queueName => !contains(expirationQueues, queueName))) ? '' : 'expirationRoutes sends to queues that expirationQueues does not name: ${join(filter(routedQueues, queueName => !contains(expirationQueues, queueName)), ', ')}.'
+  !privateNetwork || serviceBusSku == 'Premium' ? '' : 'privateNetwork needs serviceBusSku Premium: a Standard namespace has no private endpoints.'
+  !privateNetwork || storageAuth == 'identity' ? '' : 'privateNetwork needs storageAuth identity.'
+  !privateApps || privateNetwork ? '' : 'privateApps needs privateNetwork.'
+  contains(['16', '17', '18', '19', '20', '21', '22'], last(split(networkAddressPrefix, '/'))) ? '' : 'networkAddressPrefix is ${networkAddressPrefix}: it takes a range from /16 to /22, for example 10.90.0.0/16.'
   empty(alertEmail) || contains(alertEmail, '@') ? '' : 'alertEmail is no address.'
   empty(publisherPrincipalId) || length(publisherPrincipalId) == 36 ? '' : 'publisherPrincipalId is no object id. Print yours: az ad signed-in-user show --query id.'
   empty(filter(corsOrigins, origin => origin != '*' && (!startsWith(origin, 'http') || endsWith(origin, '/')))) ? '' : 'corsOrigins takes origins as https://app.example.com, without a slash at the end.'
@@ -320,6 +335,7 @@ module storage 'modules/storage.bicep' = {
     tags: tags
     principalId: identity.properties.principalId
     identityId: identity.id
+    publicAccess: !privateNetwork
     sharedKeys: storageAuth == 'keys'
     zoneRedundant: zoneRedundant
     shares: storageAuth == 'keys' ? [apiName, listenerName] : []
@@ -337,6 +353,7 @@ module serviceBus 'modules/servicebus.bicep' = {
     principalId: identity.properties.principalId
     identityId: identity.id
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     sku: serviceBusSku
     capacity: serviceBusCapacity
     maxDeliveryCount: maxDeliveryCount
@@ -355,6 +372,7 @@ module cosmos 'modules/cosmos.bicep' = {
     principalId: identity.properties.principalId
     identityId: identity.id
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     serverless: cosmosThroughput == 'serverless'
     maxRu: cosmosMaxRu
     zoneRedundant: zoneRedundant
@@ -370,8 +388,66 @@ module redis 'modules/redis.bicep' = if (empty(existingRedisHost)) {
     tags: tags
     principalId: identity.properties.principalId
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     sku: redisSku
     persistence: redisPersistence
+  }
+}
+
+module network 'modules/network.bicep' = if (privateNetwork) {
+  name: 'network'
+  params: {
+    name: '${prefix}-network-${suffix}'
+    location: location
+    tags: tags
+    addressPrefix: networkAddressPrefix
+  }
+}
+
+// What the apps call. The apps start after these: a host that does not reach its storage account does not listen.
+module endpoints 'modules/endpoints.bicep' = if (privateNetwork) {
+  name: 'endpoints'
+  params: {
+    prefix: prefix
+    suffix: suffix
+    location: location
+    tags: tags
+    networkId: network!.outputs.id
+    subnetId: network!.outputs.endpointsSubnetId
+    services: [
+      { name: 'blob', group: 'blob', zone: 'privatelink.blob.${environment().suffixes.storage}' }
+      { name: 'table', group: 'table', zone: 'privatelink.table.${environment().suffixes.storage}' }
+      { name: 'bus', group: 'namespace', zone: 'privatelink.servicebus.windows.net' }
+      { name: 'cosmos', group: 'Sql', zone: 'privatelink.documents.azure.com' }
+      ...(empty(existingRedisHost) ? [{ name: 'redis', group: 'redisEnterprise', zone: 'privatelink.redis.azure.net' }] : [])
+    ]
+    ids: [
+      storage.outputs.id
+      storage.outputs.id
+      serviceBus.outputs.id
+      cosmos.outputs.id
+      ...(empty(existingRedisHost) ? [redis!.outputs.id] : [])
+    ]
+  }
+}
+
+module appEndpoints 'modules/endpoints.bicep' = if (privateApps) {
+  name: 'app-endpoints'
+  params: {
+    prefix: prefix
+    suffix: suffix
+    location: location
+    tags: tags
+    networkId: network!.outputs.id
+    subnetId: network!.outputs.endpointsSubnetId
+    services: [
+      { name: 'api', group: 'sites', zone: 'privatelink.azurewebsites.net' }
+      { name: 'listener', group: 'sites', zone: 'privatelink.azurewebsites.net' }
+    ]
+    ids: [
+      api.outputs.id
+      listener.outputs.id
+    ]
   }
 }
 
@@ -419,6 +495,8 @@ var commonSettings = {
   SESSION_TTL_SECONDS: string(sessionTtlSeconds)
 }
 var redisKeySetting = empty(existingRedisAccessKey) ? {} : { REDIS_ACCESS_KEY: existingRedisAccessKey }
+// Inside a network the host asks for the length of the queues, if it may.
+var scalingSetting = privateNetwork && scaleByQueueLength ? { TARGET_BASED_SCALING_ENABLED: '1' } : {}
 var routesSetting = empty(expirationRoutes) ? {} : { EXPIRATION_ROUTES: expirationRoutes }
 
 module api 'modules/functionapp.bicep' = {
@@ -439,8 +517,11 @@ module api 'modules/functionapp.bicep' = {
     minInstances: apiMinInstances
     maxInstances: apiMaxInstances
     corsOrigins: corsOrigins
-    settings: union(commonSettings, redisKeySetting, routesSetting, apiDisabled)
+    subnetId: privateNetwork ? network!.outputs.apiSubnetId : ''
+    publicAccess: !privateApps
+    settings: union(commonSettings, redisKeySetting, routesSetting, scalingSetting, apiDisabled)
   }
+  dependsOn: [endpoints]
 }
 
 module listener 'modules/functionapp.bicep' = {
@@ -461,8 +542,11 @@ module listener 'modules/functionapp.bicep' = {
     minInstances: listenerInstances
     maxInstances: listenerInstances
     corsOrigins: []
-    settings: union(commonSettings, redisKeySetting, routesSetting, listenerDisabled)
+    subnetId: !privateNetwork ? '' : listenerOwnPlan ? network!.outputs.listenerSubnetId : network!.outputs.apiSubnetId
+    publicAccess: !privateApps
+    settings: union(commonSettings, redisKeySetting, routesSetting, scalingSetting, listenerDisabled)
   }
+  dependsOn: [endpoints]
 }
 
 module alerts 'modules/alerts.bicep' = {

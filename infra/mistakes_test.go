@@ -34,7 +34,7 @@ var mistakes = []struct {
 	{"a property inside a lambda", "modules/cosmos.bicep", "indexedPath => { path: indexedPath }", "indexedPath => { paths: indexedPath }", "has no property paths"},
 	{"a property that is read", "modules/servicebus.bicep", "namespace.properties.serviceBusEndpoint", "namespace.properties.serviceBusEndpont", "has no property serviceBusEndpont"},
 	{"a property that is read only", "modules/redis.bicep", "    highAvailability: 'Enabled'", "    provisioningState: 'Succeeded'\n    highAvailability: 'Enabled'", "provisioningState is read-only"},
-	{"a property that is required", "modules/redis.bicep", "    publicNetworkAccess: 'Enabled'\n", "", "publicNetworkAccess is missing"},
+	{"a property that is required", "modules/redis.bicep", "    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'\n", "", "publicNetworkAccess is missing"},
 	{"a property beside its place", "modules/functionapp.bicep", "    httpsOnly: true\n", "    http20Enabled: true\n", "has no property http20Enabled"},
 	// kinds and values
 	{"a number as a text", "modules/plan.bicep", "    capacity: minInstances", "    capacity: '1'", "capacity is string, not int"},
@@ -85,6 +85,11 @@ var mistakes = []struct {
 	{"a parameter of a parameter file", "small.bicepparam", "param apiMaxInstances", "param apiMaximumInstances", "has no parameter apiMaximumInstances"},
 	{"a text without an end", "modules/plan.bicep", "tier: 'ElasticPremium'", "tier: 'ElasticPremium", "a text without an end"},
 	{"a brace without an end", "modules/plan.bicep", "    family: 'EP'\n    capacity: minInstances\n  }", "    family: 'EP'\n    capacity: minInstances", ""},
+	{"a private endpoint that is missing", "main.bicep", "      { name: 'cosmos', group: 'Sql', zone: 'privatelink.documents.azure.com' }\n", "", "is closed, and its endpoint for Sql"},
+	{"a DNS zone", "main.bicep", "'privatelink.servicebus.windows.net'", "'privatelink.servicebus.windows.com'", "want privatelink.servicebus.windows.net"},
+	{"a part of a service", "main.bicep", "group: 'redisEnterprise'", "group: 'redisCache'", "endpoint for redisEnterprise"},
+	{"a delegation behind a variable", "modules/network.bicep", "      serviceName:", "      service:", "has no property service"},
+	{"a door that stays open", "modules/cosmos.bicep", "publicAccess ? 'Enabled' : 'Disabled'", "'Enabled'", "param publicAccess is not used"},
 	// what the templates are to refuse
 	{"a check that lets everything pass", "main.bicep", "apiMinInstances <= apiMaxInstances ?", "apiMinInstances <= 20 ?", "do not refuse it with \"apiMinInstances"},
 	{"names without the checks", "main.bicep", "var suffix = empty(refusals) ?", "var suffix = !empty(refusals) ?", "refused"},

@@ -53,6 +53,14 @@ var setups = []setup{
 		"connection budget", "namePrefix", "apiMinInstances (7) is above apiMaxInstances (6)", "cosmosMaxRu is 1500", "for example 2000", "logDailyQuotaGb", "no host:port", "existingRedisId is no resource id",
 		"eventsTopic is carts", "expirationQueues names a queue of this product", "does not name: locks", "alertEmail", "publisherPrincipalId", "corsOrigins",
 	}},
+	{name: "private network", file: "large.bicepparam", params: map[string]any{"privateNetwork": true, "scaleByQueueLength": true}},
+	{name: "private apps, own Redis, one plan", file: "large.bicepparam", params: map[string]any{
+		"privateNetwork": true, "privateApps": true, "listenerOwnPlan": false, "existingRedisHost": "theirs.redis.cache.windows.net",
+	}},
+	{name: "everything wrong with a network", file: "small.bicepparam", params: map[string]any{
+		"privateNetwork": true, "storageAuth": "keys", "networkAddressPrefix": "10.0.0.0/24",
+	}, refused: []string{"privateNetwork needs serviceBusSku Premium", "privateNetwork needs storageAuth identity", "networkAddressPrefix is 10.0.0.0/24"}},
+	{name: "private apps without a network", file: "small.bicepparam", params: map[string]any{"privateApps": true}, refused: []string{"privateApps needs privateNetwork"}},
 	{name: "zones without a second instance, an id without a host", file: "small.bicepparam", params: map[string]any{
 		"zoneRedundant": true, "existingRedisId": redisID,
 	}, refused: []string{"zoneRedundant needs two", "existingRedisId needs existingRedisHost"}},
@@ -227,7 +235,7 @@ var always = []string{
 var sometimes = [][]string{
 	{"AzureWebJobsStorage__accountName", "AzureWebJobsStorage__clientId", "AzureWebJobsStorage__credential", "WEBSITE_RUN_FROM_PACKAGE_BLOB_MI_RESOURCE_ID"},
 	{"AzureWebJobsStorage", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING", "WEBSITE_CONTENTSHARE"},
-	{"WEBSITE_RUN_FROM_PACKAGE"},
+	{"TARGET_BASED_SCALING_ENABLED"}, {"WEBSITE_RUN_FROM_PACKAGE"},
 	{"PREVIOUS_PACKAGE_URL"},
 	{"REDIS_ACCESS_KEY"},
 	{"EXPIRATION_ROUTES"},
@@ -335,6 +343,12 @@ func misfitsOfWiring(resources []*deployed) []string {
 	for _, one := range resources {
 		ids[strings.ToLower(one.id)] = true
 		byKind[one.kind] = append(byKind[one.kind], one)
+		if one.kind == "Microsoft.Network/virtualNetworks" {
+			for _, subnet := range asList(known(one.body["properties"]).(map[string]any)["subnets"]) {
+				name, _ := subnet.(map[string]any)["name"].(string)
+				ids[strings.ToLower(one.id+"/subnets/"+name)] = true
+			}
+		}
 	}
 	names := func(kind string) (list []string) {
 		for _, one := range byKind[kind] {
@@ -408,6 +422,7 @@ func misfitsOfWiring(resources []*deployed) []string {
 			say("REDIS_HOST is %q", settings["REDIS_HOST"])
 		}
 	}
+	wrong = append(wrong, misfitsOfNetwork(byKind)...)
 	// Who sends and receives may.
 	granted := map[string]bool{}
 	for _, one := range byKind["Microsoft.Authorization/roleAssignments"] {
@@ -425,6 +440,63 @@ func misfitsOfWiring(resources []*deployed) []string {
 		}
 		if name != queue.Heartbeats && !granted[one.id+" 69a216fc-b8fb-44d8-bc22-1f3c2cd27a39"] {
 			wrong = append(wrong, "the apps may not send to "+name)
+		}
+	}
+	return wrong
+}
+
+// doors are the private endpoints that a closed resource needs, and their DNS zones: by type, then by sub-resource.
+var doors = map[string]map[string]string{
+	"Microsoft.Storage/storageAccounts":     {"blob": "privatelink.blob.core.windows.net", "table": "privatelink.table.core.windows.net"},
+	"Microsoft.ServiceBus/namespaces":       {"namespace": "privatelink.servicebus.windows.net"},
+	"Microsoft.DocumentDB/databaseAccounts": {"Sql": "privatelink.documents.azure.com"},
+	"Microsoft.Cache/redisEnterprise":       {"redisEnterprise": "privatelink.redis.azure.net"},
+	"Microsoft.Web/sites":                   {"sites": "privatelink.azurewebsites.net"},
+}
+
+// misfitsOfNetwork checks that what is closed has its private endpoints, and that apps which need them are in the network.
+func misfitsOfNetwork(byKind map[string][]*deployed) []string {
+	var wrong []string
+	zones := map[string]string{} // by the name of the endpoint
+	for _, one := range byKind["Microsoft.Network/privateEndpoints/privateDnsZoneGroups"] {
+		endpoint, _, _ := strings.Cut(one.name, "/")
+		for _, text := range textsIn(known(one.body)) {
+			if _, zone, ok := strings.Cut(text, "/privateDnsZones/"); ok {
+				zones[endpoint] = zone
+			}
+		}
+	}
+	opened := map[string]string{} // zones by id and sub-resource
+	for _, one := range byKind["Microsoft.Network/privateEndpoints"] {
+		for _, c := range asList(known(one.body["properties"]).(map[string]any)["privateLinkServiceConnections"]) {
+			connection, _ := c.(map[string]any)["properties"].(map[string]any)
+			for _, group := range asList(connection["groupIds"]) {
+				opened[fmt.Sprint(connection["privateLinkServiceId"], " ", group)] = zones[one.name]
+			}
+		}
+	}
+	closed := 0
+	for kind, groups := range doors {
+		for _, one := range byKind[kind] {
+			properties, _ := known(one.body["properties"]).(map[string]any)
+			if access := properties["publicNetworkAccess"]; access != "Disabled" {
+				if access != "Enabled" {
+					wrong = append(wrong, fmt.Sprintf("%s does not say whether it is open", one.name))
+				}
+				continue
+			}
+			closed++
+			for group, zone := range groups {
+				if got := opened[one.id+" "+group]; got != zone {
+					wrong = append(wrong, fmt.Sprintf("%s is closed, and its endpoint for %s has the zone %q, want %s", one.name, group, got, zone))
+				}
+			}
+		}
+	}
+	for _, app := range byKind["Microsoft.Web/sites"] {
+		properties, _ := known(app.body["properties"]).(map[string]any)
+		if subnet, _ := properties["virtualNetworkSubnetId"].(string); (subnet != "") != (closed > 0) {
+			wrong = append(wrong, fmt.Sprintf("%s calls out of the subnet %q while %d resources are closed", app.name, subnet, closed))
 		}
 	}
 	return wrong

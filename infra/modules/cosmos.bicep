@@ -11,6 +11,9 @@ param principalId string
 param identityId string
 param workspaceId string
 
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
+
 @description('Bills each request instead of reserved throughput.')
 param serverless bool
 
@@ -78,7 +81,7 @@ resource account 'Microsoft.DocumentDB/databaseAccounts@2026-03-15' = {
     disableLocalAuth: true
     disableKeyBasedMetadataWriteAccess: true
     minimalTlsVersion: 'Tls12'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 

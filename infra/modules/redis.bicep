@@ -7,6 +7,9 @@ param tags object
 @description('Principal of the apps.')
 param principalId string
 param workspaceId string
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
 param sku string
 
 @description('Append-only file, written every second.')
@@ -24,7 +27,7 @@ resource cluster 'Microsoft.Cache/redisEnterprise@2026-09-01' = {
   properties: {
     minimumTlsVersion: '1.2'
     highAvailability: 'Enabled'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 

@@ -11,6 +11,9 @@ param principalId string
 param identityId string
 param workspaceId string
 
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
+
 @allowed(['Standard', 'Premium'])
 param sku string
 param capacity int
@@ -95,7 +98,7 @@ resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' = {
   properties: {
     disableLocalAuth: true
     minimumTlsVersion: '1.2'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 

@@ -16,6 +16,9 @@ param identityId string
 param sharedKeys bool
 param zoneRedundant bool
 
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
+
 @description('File shares to create, one for each app.')
 param shares array
 
@@ -49,7 +52,7 @@ resource account 'Microsoft.Storage/storageAccounts@2026-09-01' = {
     allowCrossTenantReplication: false
     minimumTlsVersion: 'TLS1_2'
     supportsHttpsTrafficOnly: true
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 
@@ -97,4 +100,5 @@ resource publisherRole 'Microsoft.Authorization/roleAssignments@2022-04-01' = if
   }
 }
 
+output id string = account.id
 output name string = account.name
