@@ -204,7 +204,7 @@ func sourcesOfTemplates(t *testing.T) map[string]string {
 		t.Fatalf("there are no modules (%v)", err)
 	}
 	all := map[string]string{}
-	for _, path := range append(paths, "main.bicep", "small.bicepparam", "large.bicepparam") {
+	for _, path := range append(paths, "main.bicep", "small.bicepparam", "large.bicepparam", "main.bicepparam") {
 		all[filepath.ToSlash(path)] = readText(t, path)
 	}
 	return all

@@ -222,7 +222,7 @@ func TestParameterFilesFitTheTemplate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"small.bicepparam", "large.bicepparam"} {
+	for _, file := range []string{"small.bicepparam", "large.bicepparam", "main.bicepparam"} {
 		params := read(t, file)
 		if params.using != "./main.bicep" {
 			t.Errorf("%s uses %q", file, params.using)

@@ -53,6 +53,7 @@ var setups = []setup{
 		"connection budget", "namePrefix", "apiMinInstances (7) is above apiMaxInstances (6)", "cosmosMaxRu is 1500", "for example 2000", "logDailyQuotaGb", "no host:port", "existingRedisId is no resource id",
 		"eventsTopic is carts", "expirationQueues names a queue of this product", "does not name: locks", "alertEmail", "publisherPrincipalId", "corsOrigins",
 	}},
+	{name: "azd up", file: "main.bicepparam"},
 	{name: "private network", file: "large.bicepparam", params: map[string]any{"privateNetwork": true, "scaleByQueueLength": true}},
 	{name: "private apps, own Redis, one plan", file: "large.bicepparam", params: map[string]any{
 		"privateNetwork": true, "privateApps": true, "listenerOwnPlan": false, "existingRedisHost": "theirs.redis.cache.windows.net",
@@ -66,9 +67,12 @@ var setups = []setup{
 	}, refused: []string{"zoneRedundant needs two", "existingRedisId needs existingRedisHost"}},
 }
 
-// packages are the variables that publish/provision.sh sets.
+// packages are the variables that publish/provision.sh and azd set.
 func packages(url string) map[string]string {
-	return map[string]string{"API_PACKAGE_URL": url, "API_PREVIOUS_PACKAGE_URL": url, "LISTENER_PACKAGE_URL": url, "LISTENER_PREVIOUS_PACKAGE_URL": url}
+	return map[string]string{
+		"AZURE_LOCATION": "westeurope", "AZURE_PRINCIPAL_ID": principalID, // azd
+		"API_PACKAGE_URL": url, "API_PREVIOUS_PACKAGE_URL": url, "LISTENER_PACKAGE_URL": url, "LISTENER_PREVIOUS_PACKAGE_URL": url,
+	}
 }
 
 // evaluate returns what a set-up deploys: an error for what Azure, the compiler or the templates themselves refuse.
