@@ -42,7 +42,7 @@ func TestCommandsInTheTextsExist(t *testing.T) {
 	t.Parallel()
 	known := targets(t)
 	seen := map[string]bool{}
-	for _, path := range []string{"../docs/deploy.md", "../.github/workflows/deploy.yml", "publish/common.sh", "publish/publish.sh", "publish/rollback.sh", "publish/provision.sh"} {
+	for _, path := range []string{"../docs/deploy.md", "../.github/workflows/deploy.yml", "publish/common.sh", "publish/publish.sh", "publish/rollback.sh", "publish/provision.sh", "publish/azd.sh", "../azure.yaml"} {
 		text := readText(t, path)
 		for _, m := range command.FindAllStringSubmatch(text, -1) {
 			seen[m[1]] = true

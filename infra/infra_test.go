@@ -21,114 +21,11 @@ import (
 
 // ---- the templates by themselves -------------------------------------------------------------------------------
 
-// functionsOfBicep are the functions that the templates may call.
-var functionsOfBicep = []string{
-	"concat", "contains", "empty", "environment", "fail", "guid", "int", "items", "map", "range",
-	"readEnvironmentVariable", "replace", "resourceGroup", "split", "string", "subscriptionResourceId", "take", "toLower",
-	"toObject", "union", "uniqueString",
-}
-
-func TestEveryNameIsDeclaredAndUsed(t *testing.T) {
-	t.Parallel()
-	for path, b := range templates(t) {
-		declared, used, local := map[string]string{}, map[string]bool{}, map[string]bool{}
-		for _, d := range b.declarations {
-			if d.kind == "output" {
-				continue
-			}
-			if declared[d.name] != "" {
-				t.Errorf("%s:%d: %s is declared twice", path, d.line, d.name)
-			}
-			declared[d.name] = d.kind
-			if d.existing {
-				declared[d.name] = "existing"
-			}
-		}
-		for _, d := range b.declarations {
-			names, functions := uses(d.tokens, local)
-			for _, name := range names {
-				used[name] = true
-				if declared[name] == "" && !local[name] {
-					t.Errorf("%s:%d: %s is not declared", path, d.line, name)
-				}
-			}
-			for _, name := range functions {
-				if !slices.Contains(functionsOfBicep, name) {
-					t.Errorf("%s:%d: %s is not a function that these templates use", path, d.line, name)
-				}
-			}
-		}
-		for name, kind := range declared {
-			if !used[name] && (kind == "param" || kind == "var" || kind == "existing") && !nests(b, name) {
-				t.Errorf("%s: %s %s is not used", path, kind, name)
-			}
-		}
-	}
-}
-
-// nests reports whether a resource has others inside it.
-func nests(b bicep, name string) bool {
-	for _, d := range b.declarations {
-		if object, ok := d.value.(map[string]any); ok && d.name == name {
-			for key := range object {
-				if strings.HasPrefix(key, "resource ") {
-					return true
-				}
-			}
-		}
-	}
-	return false
-}
-
-func TestModulesGetTheParametersThatTheyHave(t *testing.T) {
-	t.Parallel()
-	all := templates(t)
-	called := map[string]bool{"main.bicep": true}
-	for path, b := range all {
-		for _, m := range b.all("module") {
-			file := filepath.ToSlash(filepath.Join(filepath.Dir(path), m.is))
-			module, ok := all[file]
-			if !ok {
-				t.Errorf("%s: module %s: there is no %s", path, m.name, file)
-				continue
-			}
-			called[file] = true
-			given := at(t, m.value, "params").(map[string]any)
-			for _, p := range module.all("param") {
-				if _, ok := given[p.name]; !ok && p.value == nil {
-					t.Errorf("%s: module %s gets no %s", path, m.name, p.name)
-				}
-			}
-			for name := range given {
-				module.find(t, "param", name)
-			}
-		}
-		// name.outputs.output, with ! or ? in between.
-		for _, d := range b.declarations {
-			for i, one := range d.tokens {
-				if one.text != "outputs" || i < 2 || i+2 >= len(d.tokens) {
-					continue
-				}
-				from := i - 2
-				if d.tokens[from].kind == "!" {
-					from--
-				}
-				m := b.find(t, "module", d.tokens[from].text)
-				all[filepath.ToSlash(filepath.Join(filepath.Dir(path), m.is))].find(t, "output", d.tokens[i+2].text)
-			}
-		}
-	}
-	for path := range all {
-		if !called[path] {
-			t.Errorf("%s is not used", path)
-		}
-	}
-}
-
 func TestRolesAreTheOnesThatTheirNamesSay(t *testing.T) {
 	t.Parallel()
 	roles := map[string]string{
 		"serviceBusDataReceiver":      "4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0",
+		"serviceBusDataOwner":         "090c5cfd-751d-490a-894a-3ce6f1109419",
 		"serviceBusDataSender":        "69a216fc-b8fb-44d8-bc22-1f3c2cd27a39",
 		"storageBlobDataOwner":        "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
 		"storageBlobDataContributor":  "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
@@ -286,8 +183,8 @@ func TestConnectionBudget(t *testing.T) {
 		}
 	}
 	guard := say(main.find(t, "var", "suffix").tokens)
-	if !strings.HasPrefix(guard, "redisConnections <= redisMaxClients ? take (") || !strings.Contains(guard, ": fail (") {
-		t.Errorf("suffix does not hold the check: %s", guard)
+	if !strings.HasPrefix(guard, "empty ( refusals ) ? take (") || !strings.Contains(guard, ": fail (") {
+		t.Errorf("suffix does not hold the checks: %s", guard)
 	}
 	// Whatever is created has a name, and every name needs the suffix.
 	for _, d := range slices.Concat(main.all("resource"), main.all("module")) {
@@ -325,7 +222,7 @@ func TestParameterFilesFitTheTemplate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"small.bicepparam", "large.bicepparam"} {
+	for _, file := range []string{"small.bicepparam", "large.bicepparam", "main.bicepparam"} {
 		params := read(t, file)
 		if params.using != "./main.bicep" {
 			t.Errorf("%s uses %q", file, params.using)
@@ -487,7 +384,7 @@ func TestEachFunctionRunsInTheRightApp(t *testing.T) {
 	}
 	for module, disabled := range map[string]string{"api": "apiDisabled", "listener": "listenerDisabled"} {
 		e, _ := at(t, main.value(t, "module", module), "params", "settings").(expression)
-		if want := "union ( commonSettings , redisKeySetting , routesSetting , " + disabled + " )"; say(e) != want {
+		if want := "union ( commonSettings , redisKeySetting , routesSetting , scalingSetting , " + disabled + " )"; say(e) != want {
 			t.Errorf("the settings of %s are %s, want %s", module, say(e), want)
 		}
 	}
@@ -564,10 +461,10 @@ func TestContainersAreThoseOfTheStore(t *testing.T) {
 		if want := found[name]; key != want {
 			t.Errorf("the container %s has the partition key %v, the store needs %s", name, key, want)
 		}
-		// What queries sort by is indexed, and nothing else: each path makes every write dearer.
+		// What queries filter and sort by is indexed, and nothing else: each path makes every write dearer.
 		want := []string{}
 		if name == "events" {
-			want = []string{"/epoch/?"}
+			want = []string{"/pk/?", "/user/?", "/epoch/?"}
 		}
 		if got := texts(t, at(t, one, "indexed")); !slices.Equal(got, want) {
 			t.Errorf("the container %s has an index on %v, want %v", name, got, want)
@@ -591,7 +488,6 @@ type hostFile struct {
 			PrefetchCount, MaxMessageBatchSize, MinMessageBatchSize int
 		}
 	}
-	Singleton     struct{ ListenerLockPeriod, ListenerLockRecoveryPollingInterval string }
 	CustomHandler struct {
 		Description                                            struct{ DefaultExecutablePath string }
 		EnableForwardingHTTPRequest, EnableProxyingHTTPRequest bool
@@ -629,25 +525,51 @@ func TestBatchesFitTheLockOfTheQueues(t *testing.T) {
 	if timeout := span(t, host.FunctionTimeout); timeout > 5*time.Minute {
 		t.Errorf("host.json: a call may take %v, longer than the lock", timeout)
 	}
-	if s := host.Singleton; s.ListenerLockPeriod != "00:00:15" || s.ListenerLockRecoveryPollingInterval != "00:00:15" {
-		t.Errorf("host.json: singleton is %+v", s)
-	}
 	if c := host.CustomHandler; c.Description.DefaultExecutablePath != "handler" || !c.EnableForwardingHTTPRequest || !c.EnableProxyingHTTPRequest {
 		t.Errorf("host.json: customHandler is %+v", c)
 	}
-	// The handler and the queues must agree on which delivery is the last.
-	main := read(t, "main.bicep")
-	if got, want := fmt.Sprint(main.value(t, "var", "maxDeliveryCount")), settings(t)["MAX_DELIVERY_COUNT"]; got != want {
-		t.Errorf("the queues give up after %s deliveries, README.md says that MAX_DELIVERY_COUNT is %s", got, want)
+}
+
+// While a part is away, a batch waits up to half its lock before it goes back. So often it may go back, and no more:
+// an outage of a day must dead-letter nothing, and the handler must agree with the queues on which delivery is the last.
+func TestAnOutageOfADayDeadLettersNothing(t *testing.T) {
+	t.Parallel()
+	count := read(t, "main.bicep").value(t, "var", "maxDeliveryCount")
+	if count != queue.MaxDeliveryCount {
+		t.Errorf("the queues give up after %v deliveries, the handler after %d", count, queue.MaxDeliveryCount)
 	}
-	if got := say(main.find(t, "var", "commonSettings").tokens); !strings.Contains(got, "MAX_DELIVERY_COUNT : string ( maxDeliveryCount )") {
-		t.Errorf("the handler is not told the max delivery count: %s", got)
+	if outlasts := queue.MaxDeliveryCount * 150 * time.Second; outlasts < 24*time.Hour || queue.MaxDeliveryCount > 2000 {
+		t.Errorf("%d deliveries outlast %v", queue.MaxDeliveryCount, outlasts)
 	}
-	for file, resource := range map[string]string{"modules/servicebus.bicep": "queue", "modules/topic.bicep": "namespace"} {
-		got := say(read(t, file).find(t, "resource", resource).tokens)
-		for _, want := range []string{"maxDeliveryCount : maxDeliveryCount", "lockDuration : lockDuration"} {
-			if !strings.Contains(got, want) {
-				t.Errorf("%s does not say %s: %s", file, want, got)
+	var local struct{ Values map[string]string }
+	readJSON(t, "../local.settings.json.example", &local)
+	for where, got := range map[string]string{"README.md": settings(t)["MAX_DELIVERY_COUNT"], "local.settings.json.example": local.Values["MAX_DELIVERY_COUNT"]} {
+		if got != fmt.Sprint(queue.MaxDeliveryCount) {
+			t.Errorf("%s says that MAX_DELIVERY_COUNT is %s", where, got)
+		}
+	}
+	for _, s := range setups {
+		if len(s.refused) > 0 {
+			continue
+		}
+		resources, _, err := evaluate(allFiles(t), types(t), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range resources {
+			switch one.kind {
+			case "Microsoft.ServiceBus/namespaces/queues":
+				want := 10 // nobody here reads it: the default of the service
+				if _, name, _ := strings.Cut(one.name, "/"); name == queue.ConnectivityEvents || name == queue.Heartbeats {
+					want = queue.MaxDeliveryCount
+				}
+				if got := at(t, known(one.body), "properties", "maxDeliveryCount"); got != want {
+					t.Errorf("%s gives up after %v deliveries, want %d", one.name, got, want)
+				}
+			case "Microsoft.Web/sites":
+				if told, _ := settingsOfApp(one); told["MAX_DELIVERY_COUNT"] != fmt.Sprint(queue.MaxDeliveryCount) {
+					t.Errorf("%s is told %s deliveries", one.name, told["MAX_DELIVERY_COUNT"])
+				}
 			}
 		}
 	}
@@ -669,7 +591,7 @@ func TestTheProbeNeedsNoKeyAndNoRedis(t *testing.T) {
 
 // ofThePlatform are settings that the Functions host, the platform or a library reads, or that publish keeps.
 var ofThePlatform = []string{
-	"FUNCTIONS_EXTENSION_VERSION", "FUNCTIONS_WORKER_RUNTIME", "AzureFunctionsWebHost__hostid", "AZURE_CLIENT_ID",
+	"FUNCTIONS_EXTENSION_VERSION", "FUNCTIONS_WORKER_RUNTIME", "AzureFunctionsWebHost__hostid", "TARGET_BASED_SCALING_ENABLED", "AZURE_CLIENT_ID",
 	"APPLICATIONINSIGHTS_CONNECTION_STRING", "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
 	"AzureWebJobsStorage", "AzureWebJobsStorage__accountName", "AzureWebJobsStorage__credential", "AzureWebJobsStorage__clientId",
 	"ServiceBusConnection__credential", "ServiceBusConnection__clientId",
@@ -706,7 +628,7 @@ func settingsOfTemplates(t *testing.T) []string {
 	t.Helper()
 	main, app := read(t, "main.bicep"), read(t, "modules/functionapp.bicep")
 	var names []string
-	for _, v := range []string{"commonSettings", "redisKeySetting", "routesSetting"} {
+	for _, v := range []string{"commonSettings", "redisKeySetting", "routesSetting", "scalingSetting"} {
 		names = append(names, keys(main.find(t, "var", v).tokens)...)
 	}
 	const union = "union ( settings , hostSettings , sharedKeys ? keyStorage : identityStorage , packageSetting , previousPackageSetting )"
@@ -811,7 +733,7 @@ func TestAlertsWatchWhatMatters(t *testing.T) {
 	if got := say(alerts.find(t, "resource", "rejected").tokens); !strings.Contains(got, queue.ConnectivityEvents+queue.RejectedSuffix) || !strings.Contains(got, queue.Heartbeats+queue.RejectedSuffix) {
 		t.Errorf("rejected does not watch both queues: %s", got)
 	}
-	columns := map[string]string{"listener-silent": "reports", "expiry-lag": "lagMs", "outbox-depth": "outboxDepth", "outbox-old": "oldestOutboxMs"}
+	columns := map[string]string{"listener-silent": "reports", "logs-capped": "capped", "expiry-lag": "lagMs", "outbox-depth": "outboxDepth", "outbox-old": "oldestOutboxMs"}
 	for _, one := range alerts.value(t, "var", "queryAlerts").([]any) {
 		name, column := at(t, one, "name").(string), at(t, one, "column")
 		if column != columns[name] {

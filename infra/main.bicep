@@ -11,7 +11,7 @@ targetScope = 'resourceGroup'
 
 // ---- names ---------------------------------------------------------------------------------------------------
 
-@description('Start of every name: 3 to 11 lower-case letters and digits, a letter first.')
+@description('Start of every name: 3 to 11 lower-case letters and digits, a letter first. No dash: the storage account takes none.')
 @minLength(3)
 @maxLength(11)
 param namePrefix string
@@ -57,7 +57,7 @@ param publisherPrincipalType string = 'User'
 @allowed(['EP1', 'EP2', 'EP3'])
 param planSku string = 'EP1'
 
-@description('Instances of the API app that are always ready.')
+@description('Instances of the API app that are always ready. Not more than apiMaxInstances.')
 @minValue(1)
 @maxValue(20)
 param apiMinInstances int = 1
@@ -75,7 +75,7 @@ param listenerOwnPlan bool = false
 @maxValue(2)
 param listenerInstances int = 1
 
-@description('Spreads the instances of a plan over zones. Needs two always-ready instances and a region with zones.')
+@description('Spreads the instances of a plan over zones, and the data of storage and Cosmos DB. Needs two always-ready instances and a region with zones. A storage or Cosmos DB account that exists does not change with it: docs/deploy.md.')
 param zoneRedundant bool = false
 
 @description('Origins of browsers that may call the API. A request from any other never reaches the handler.')
@@ -88,7 +88,7 @@ param sessionTtlSeconds int = 45
 
 // ---- Redis ---------------------------------------------------------------------------------------------------
 
-@description('Size of the Azure Managed Redis that is created. Only sizes up to 25 GB: above that there is no unsharded database.')
+@description('Size of the Azure Managed Redis that is created. Only sizes up to 25 GB: above that there is no unsharded database. An unsharded one keeps its size: for another, count up redisNumber (docs/deploy.md).')
 @allowed([
   'Balanced_B0'
   'Balanced_B1'
@@ -105,10 +105,15 @@ param sessionTtlSeconds int = 45
 ])
 param redisSku string = 'Balanced_B1'
 
+@description('Counts up when a new Managed Redis takes the place of the one before: docs/deploy.md.')
+@minValue(1)
+@maxValue(99)
+param redisNumber int = 1
+
 @description('Writes every second to an append-only file, so that Redis keeps its data when both nodes are lost.')
 param redisPersistence bool = false
 
-@description('host:port of a Redis that exists already. Empty: a new Azure Managed Redis is created.')
+@description('host or host:port, over TLS, of a Redis that exists already. Empty: a new Azure Managed Redis is created.')
 param existingRedisHost string = ''
 
 @description('Resource id of that Redis, for the alert on its connections. Empty: no such alert.')
@@ -124,7 +129,7 @@ param existingRedisAccessKey string = ''
 
 // ---- Service Bus ---------------------------------------------------------------------------------------------
 
-@description('Standard passes 1,000 operations a second, about 400 events. Premium is for more.')
+@description('Standard passes 1,000 operations a second, about 400 events. Premium is for more. A namespace that exists keeps its tier: for the other, count up serviceBusNumber (docs/deploy.md).')
 @allowed(['Standard', 'Premium'])
 param serviceBusSku string = 'Standard'
 
@@ -132,28 +137,54 @@ param serviceBusSku string = 'Standard'
 @allowed([1, 2, 4, 8, 16])
 param serviceBusCapacity int = 1
 
+@description('Counts up when a new namespace takes the place of the one before: docs/deploy.md.')
+@minValue(1)
+@maxValue(99)
+param serviceBusNumber int = 1
+
+@description('Lets the apps scale by the length of the queues, up to four instances at a time. It gives them Azure Service Bus Data Owner on the queues that they read. Without it they scale one by one while messages come in.')
+param scaleByQueueLength bool = false
+
 @description('Name of a topic that receives the events and forwards them to the worker queue, so that others can subscribe too. Empty: events go straight to the queue.')
 param eventsTopic string = ''
 
-@description('The setting EXPIRATION_ROUTES: key patterns and the queues that their expiries go to. Empty: none.')
+@description('The setting EXPIRATION_ROUTES: key patterns and the queues that their expiries go to, as cart:*=carts;lock:??=locks. Empty: none.')
 param expirationRoutes string = ''
 
-@description('Names of the queues in expirationRoutes. They are created.')
+@description('Names of the queues in expirationRoutes, all of them. They are created.')
 param expirationQueues array = []
 
 // ---- Cosmos DB -----------------------------------------------------------------------------------------------
 
-@description('serverless bills each request. autoscale reserves throughput, for a steady load.')
+@description('serverless bills each request. autoscale reserves throughput, for a steady load. An account that exists does not change with it: docs/deploy.md.')
 @allowed(['serverless', 'autoscale'])
 param cosmosThroughput string = 'serverless'
 
-@description('Most RU/s of the containers events and users, each, with autoscale. The least is a tenth of it.')
+@description('Most RU/s of the containers events and users, each, with autoscale: a multiple of 1,000. The least is a tenth of it.')
 @minValue(1000)
+@maxValue(1000000)
 param cosmosMaxRu int = 1000
+
+@description('Counts up when a new account takes the place of the one before: docs/deploy.md.')
+@minValue(1)
+@maxValue(99)
+param cosmosNumber int = 1
 
 @description('Days that an event stays in the log.')
 @minValue(1)
+@maxValue(3650)
 param eventRetentionDays int = 30
+
+// ---- network -------------------------------------------------------------------------------------------------
+
+@description('Closes storage, Service Bus, Cosmos DB and Managed Redis to the internet: the apps reach them through private endpoints in a network of their own. Needs serviceBusSku Premium and storageAuth identity; publishing then runs inside the network.')
+param privateNetwork bool = false
+
+@description('Closes the apps, too: clients, monitors and publishing must be inside the network. Needs privateNetwork.')
+param privateApps bool = false
+
+@description('Addresses of the network, in a private range, /16 to /22.')
+param networkAddressPrefix string = '10.90.0.0/16'
 
 // ---- monitoring ----------------------------------------------------------------------------------------------
 
@@ -165,7 +196,8 @@ param alertEmail string = ''
 @maxValue(730)
 param logRetentionDays int = 30
 
-@description('GB of logs that are taken in a day at most. -1: no limit.')
+@description('GB of logs that are taken in a day at most, 1 or more. -1: no limit.')
+@minValue(-1)
 param logDailyQuotaGb int = 1
 
 // ---- the connection budget -------------------------------------------------------------------------------------
@@ -194,11 +226,45 @@ var maxInstances = apiMaxInstances + listenerInstances
 var redisConnections = redisConnectionsPerProcess * maxInstances
 var redisMaxClients = empty(existingRedisHost) ? redisConnectionLimits[redisSku] : existingRedisMaxClients
 
-// The end of every name holds the check: fail() stops the evaluation of whatever needs it, so that a set-up whose
-// instances need more connections than Redis allows creates nothing at all.
-var suffix = redisConnections <= redisMaxClients
-  ? take(uniqueString(resourceGroup().id), 6)
-  : fail('The connection budget does not fit: ${maxInstances} instances x ${redisConnectionsPerProcess} connections = ${redisConnections}, but this Redis allows ${redisMaxClients}. Lower apiMaxInstances or take a larger Redis.')
+// ---- what is refused -------------------------------------------------------------------------------------------
+
+var letters = 'abcdefghijklmnopqrstuvwxyz'
+var digits = '0123456789'
+var foreignToNames = filter(map(range(0, length(prefix)), i => substring(prefix, i, 1)), c => !contains('${letters}${digits}', c))
+
+var ownQueueNames = ['connectivity-events', 'connectivity-events-rejected', 'heartbeats', 'heartbeats-rejected']
+var routedQueues = empty(expirationRoutes) ? [] : map(filter(split(expirationRoutes, ';'), route => !empty(trim(route))), route => trim(last(split(route, '='))))
+
+// Instances that the plan of the listener and that of the API app keep ready.
+var listenerPlanInstances = listenerOwnPlan ? listenerInstances : max(apiMinInstances, listenerInstances)
+var apiPlanInstances = listenerOwnPlan ? apiMinInstances : listenerPlanInstances
+
+// Whatever Azure would refuse only after it has created the half of it, and what would not work.
+var refusals = filter([
+  redisConnections <= redisMaxClients ? '' : 'The connection budget does not fit: ${maxInstances} instances x ${redisConnectionsPerProcess} connections = ${redisConnections}, but this Redis allows ${redisMaxClients}. Lower apiMaxInstances or take a larger Redis.'
+  empty(foreignToNames) && contains(letters, take(prefix, 1)) ? '' : 'namePrefix is \'${namePrefix}\': it takes letters and digits only, a letter first, for example presence2.'
+  apiMinInstances <= apiMaxInstances ? '' : 'apiMinInstances (${apiMinInstances}) is above apiMaxInstances (${apiMaxInstances}).'
+  !zoneRedundant || apiPlanInstances > 1 ? '' : 'zoneRedundant needs two always-ready instances: set apiMinInstances to 2 or more.'
+  cosmosMaxRu % 1000 == 0 ? '' : 'cosmosMaxRu is ${cosmosMaxRu}: autoscale takes multiples of 1000, for example ${(cosmosMaxRu / 1000 + 1) * 1000}.'
+  logDailyQuotaGb != 0 ? '' : 'logDailyQuotaGb is 0: no log would be taken. Set 1 or more, or -1 for no limit.'
+  empty(existingRedisHost) || !contains(existingRedisHost, ',') && !contains(existingRedisHost, '/') && !contains(existingRedisHost, '@') ? '' : 'existingRedisHost is no host:port. It takes no connection string and no URL; the key goes into existingRedisAccessKey.'
+  !empty(existingRedisHost) || empty(existingRedisId) ? '' : 'existingRedisId needs existingRedisHost.'
+  empty(existingRedisId) || startsWith(existingRedisId, '/subscriptions/') ? '' : 'existingRedisId is no resource id. Print it: az resource list --query "[].id".'
+  empty(eventsTopic) || !contains(concat(ownQueueNames, expirationQueues), eventsTopic) ? '' : 'eventsTopic is ${eventsTopic}, which is the name of a queue. Choose another, for example presence-events.'
+  empty(filter(expirationQueues, queueName => contains(ownQueueNames, queueName))) ? '' : 'expirationQueues names a queue of this product: ${join(ownQueueNames, ', ')} are taken.'
+  empty(filter(routedQueues, queueName => !contains(expirationQueues, queueName))) ? '' : 'expirationRoutes sends to queues that expirationQueues does not name: ${join(filter(routedQueues, queueName => !contains(expirationQueues, queueName)), ', ')}.'
+  !privateNetwork || serviceBusSku == 'Premium' ? '' : 'privateNetwork needs serviceBusSku Premium: a Standard namespace has no private endpoints.'
+  !privateNetwork || storageAuth == 'identity' ? '' : 'privateNetwork needs storageAuth identity.'
+  !privateApps || privateNetwork ? '' : 'privateApps needs privateNetwork.'
+  contains(['16', '17', '18', '19', '20', '21', '22'], last(split(networkAddressPrefix, '/'))) ? '' : 'networkAddressPrefix is ${networkAddressPrefix}: it takes a range from /16 to /22, for example 10.90.0.0/16.'
+  empty(alertEmail) || contains(alertEmail, '@') ? '' : 'alertEmail is no address.'
+  empty(publisherPrincipalId) || length(publisherPrincipalId) == 36 ? '' : 'publisherPrincipalId is no object id. Print yours: az ad signed-in-user show --query id.'
+  empty(filter(corsOrigins, origin => origin != '*' && (!startsWith(origin, 'http') || endsWith(origin, '/')))) ? '' : 'corsOrigins takes origins as https://app.example.com, without a slash at the end.'
+], refusal => !empty(refusal))
+
+// The end of every name holds the check: fail() stops the evaluation of whatever needs it, so that a set-up that cannot
+// work creates nothing at all.
+var suffix = empty(refusals) ? take(uniqueString(resourceGroup().id), 6) : fail(join(refusals, ' '))
 
 // ---- which functions run where ---------------------------------------------------------------------------------
 
@@ -209,6 +275,7 @@ var apiFunctions = [
   'EndSession'
   'Event'
   'Heartbeat'
+  'HeartbeatDeadLetters'
   'HeartbeatMessages'
   'Heartbeats'
   'Leave'
@@ -235,9 +302,9 @@ var apiName = '${prefix}-api-${suffix}'
 var listenerName = '${prefix}-listener-${suffix}'
 var storageName = 'st${prefix}${suffix}'
 
-// Deliveries of a message before the broker gives up on it. The handler must know the same number: at the last
-// delivery it moves the message to <queue>-rejected itself.
-var maxDeliveryCount = 10
+// Deliveries of a message before the broker gives up on it. The handler must know the same number. While a part is away
+// that a batch needs, the batch waits up to half its lock, 150 s, before it goes back: 600 x 150 s = 25 hours.
+var maxDeliveryCount = 600
 
 // ---- resources ---------------------------------------------------------------------------------------------------
 
@@ -254,6 +321,7 @@ module monitoring 'modules/monitoring.bicep' = {
     location: location
     tags: tags
     principalId: identity.properties.principalId
+    identityId: identity.id
     retentionDays: logRetentionDays
     dailyQuotaGb: logDailyQuotaGb
   }
@@ -266,6 +334,8 @@ module storage 'modules/storage.bicep' = {
     location: location
     tags: tags
     principalId: identity.properties.principalId
+    identityId: identity.id
+    publicAccess: !privateNetwork
     sharedKeys: storageAuth == 'keys'
     zoneRedundant: zoneRedundant
     shares: storageAuth == 'keys' ? [apiName, listenerName] : []
@@ -277,14 +347,17 @@ module storage 'modules/storage.bicep' = {
 module serviceBus 'modules/servicebus.bicep' = {
   name: 'servicebus'
   params: {
-    name: '${prefix}-bus-${suffix}'
+    name: '${prefix}-bus${serviceBusNumber > 1 ? string(serviceBusNumber) : ''}-${suffix}'
     location: location
     tags: tags
     principalId: identity.properties.principalId
+    identityId: identity.id
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     sku: serviceBusSku
     capacity: serviceBusCapacity
     maxDeliveryCount: maxDeliveryCount
+    scaleByQueueLength: scaleByQueueLength
     eventsTopic: eventsTopic
     expirationQueues: expirationQueues
   }
@@ -293,11 +366,13 @@ module serviceBus 'modules/servicebus.bicep' = {
 module cosmos 'modules/cosmos.bicep' = {
   name: 'cosmos'
   params: {
-    name: '${prefix}-cosmos-${suffix}'
+    name: '${prefix}-cosmos${cosmosNumber > 1 ? string(cosmosNumber) : ''}-${suffix}'
     location: location
     tags: tags
     principalId: identity.properties.principalId
+    identityId: identity.id
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     serverless: cosmosThroughput == 'serverless'
     maxRu: cosmosMaxRu
     zoneRedundant: zoneRedundant
@@ -308,13 +383,71 @@ module cosmos 'modules/cosmos.bicep' = {
 module redis 'modules/redis.bicep' = if (empty(existingRedisHost)) {
   name: 'redis'
   params: {
-    name: '${prefix}-redis-${suffix}'
+    name: '${prefix}-redis${redisNumber > 1 ? string(redisNumber) : ''}-${suffix}'
     location: location
     tags: tags
     principalId: identity.properties.principalId
     workspaceId: monitoring.outputs.workspaceId
+    publicAccess: !privateNetwork
     sku: redisSku
     persistence: redisPersistence
+  }
+}
+
+module network 'modules/network.bicep' = if (privateNetwork) {
+  name: 'network'
+  params: {
+    name: '${prefix}-network-${suffix}'
+    location: location
+    tags: tags
+    addressPrefix: networkAddressPrefix
+  }
+}
+
+// What the apps call. The apps start after these: a host that does not reach its storage account does not listen.
+module endpoints 'modules/endpoints.bicep' = if (privateNetwork) {
+  name: 'endpoints'
+  params: {
+    prefix: prefix
+    suffix: suffix
+    location: location
+    tags: tags
+    networkId: network!.outputs.id
+    subnetId: network!.outputs.endpointsSubnetId
+    services: [
+      { name: 'blob', group: 'blob', zone: 'privatelink.blob.${environment().suffixes.storage}' }
+      { name: 'table', group: 'table', zone: 'privatelink.table.${environment().suffixes.storage}' }
+      { name: 'bus', group: 'namespace', zone: 'privatelink.servicebus.windows.net' }
+      { name: 'cosmos', group: 'Sql', zone: 'privatelink.documents.azure.com' }
+      ...(empty(existingRedisHost) ? [{ name: 'redis', group: 'redisEnterprise', zone: 'privatelink.redis.azure.net' }] : [])
+    ]
+    ids: [
+      storage.outputs.id
+      storage.outputs.id
+      serviceBus.outputs.id
+      cosmos.outputs.id
+      ...(empty(existingRedisHost) ? [redis!.outputs.id] : [])
+    ]
+  }
+}
+
+module appEndpoints 'modules/endpoints.bicep' = if (privateApps) {
+  name: 'app-endpoints'
+  params: {
+    prefix: prefix
+    suffix: suffix
+    location: location
+    tags: tags
+    networkId: network!.outputs.id
+    subnetId: network!.outputs.endpointsSubnetId
+    services: [
+      { name: 'api', group: 'sites', zone: 'privatelink.azurewebsites.net' }
+      { name: 'listener', group: 'sites', zone: 'privatelink.azurewebsites.net' }
+    ]
+    ids: [
+      api.outputs.id
+      listener.outputs.id
+    ]
   }
 }
 
@@ -326,8 +459,8 @@ module plan 'modules/plan.bicep' = {
     location: location
     tags: tags
     sku: planSku
-    minInstances: listenerOwnPlan || apiMinInstances >= listenerInstances ? apiMinInstances : listenerInstances
-    maxInstances: apiMaxInstances >= listenerInstances ? apiMaxInstances : listenerInstances
+    minInstances: apiPlanInstances
+    maxInstances: listenerOwnPlan ? apiMaxInstances : max(apiMaxInstances, listenerInstances)
     zoneRedundant: zoneRedundant
   }
 }
@@ -362,6 +495,8 @@ var commonSettings = {
   SESSION_TTL_SECONDS: string(sessionTtlSeconds)
 }
 var redisKeySetting = empty(existingRedisAccessKey) ? {} : { REDIS_ACCESS_KEY: existingRedisAccessKey }
+// Inside a network the host asks for the length of the queues, if it may.
+var scalingSetting = privateNetwork && scaleByQueueLength ? { TARGET_BASED_SCALING_ENABLED: '1' } : {}
 var routesSetting = empty(expirationRoutes) ? {} : { EXPIRATION_ROUTES: expirationRoutes }
 
 module api 'modules/functionapp.bicep' = {
@@ -382,8 +517,11 @@ module api 'modules/functionapp.bicep' = {
     minInstances: apiMinInstances
     maxInstances: apiMaxInstances
     corsOrigins: corsOrigins
-    settings: union(commonSettings, redisKeySetting, routesSetting, apiDisabled)
+    subnetId: privateNetwork ? network!.outputs.apiSubnetId : ''
+    publicAccess: !privateApps
+    settings: union(commonSettings, redisKeySetting, routesSetting, scalingSetting, apiDisabled)
   }
+  dependsOn: [endpoints]
 }
 
 module listener 'modules/functionapp.bicep' = {
@@ -404,8 +542,11 @@ module listener 'modules/functionapp.bicep' = {
     minInstances: listenerInstances
     maxInstances: listenerInstances
     corsOrigins: []
-    settings: union(commonSettings, redisKeySetting, routesSetting, listenerDisabled)
+    subnetId: !privateNetwork ? '' : listenerOwnPlan ? network!.outputs.listenerSubnetId : network!.outputs.apiSubnetId
+    publicAccess: !privateApps
+    settings: union(commonSettings, redisKeySetting, routesSetting, scalingSetting, listenerDisabled)
   }
+  dependsOn: [endpoints]
 }
 
 module alerts 'modules/alerts.bicep' = {

@@ -58,7 +58,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tool := range []string{"az", "func"} {
+	for _, tool := range []string{"az", "func", "azd", "make"} {
 		b.write(filepath.Join("bin", tool), fmt.Sprintf("#!/bin/sh\nSTANDIN_TOOL=%s exec '%s' \"$@\"\n", tool, self), 0o755)
 	}
 	b.write("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})), 0o600)

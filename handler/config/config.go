@@ -61,7 +61,7 @@ type Config struct {
 	ExpirationRoutes queue.Routes
 	// EventTypePrefix is in front of each CloudEvents type (EVENT_TYPE_PREFIX, default userconnectivity.).
 	EventTypePrefix string
-	// MaxDelivery is the max delivery count of the queues (MAX_DELIVERY_COUNT, 1 to 2000, default 10).
+	// MaxDelivery is the max delivery count of the queues (MAX_DELIVERY_COUNT, 1 to 2000, default 600).
 	MaxDelivery int
 	// ServiceBusConnection is a connection string (ServiceBusConnection), and ServiceBusNamespace a host name for
 	// the app's identity (ServiceBusConnection__fullyQualifiedNamespace). With neither, LocalQueueURL is used.
@@ -101,7 +101,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 		EventsQueue:          r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queue.Name, "connectivity-events"),
 		ExpirationRoutes:     r.routes("EXPIRATION_ROUTES"),
 		EventTypePrefix:      r.matching("EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix, "com.example.presence."),
-		MaxDelivery:          r.integer("MAX_DELIVERY_COUNT", 10, 1, 2000),
+		MaxDelivery:          r.integer("MAX_DELIVERY_COUNT", queue.MaxDeliveryCount, 1, 2000),
 		ServiceBusConnection: Secret(r.text("ServiceBusConnection", "")),
 		ServiceBusNamespace:  r.text("ServiceBusConnection__fullyQualifiedNamespace", ""),
 		CosmosEndpoint:       r.url("COSMOS_ENDPOINT", "https://name.documents.azure.com:443/"),

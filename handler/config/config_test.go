@@ -23,7 +23,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Port != 8080 || c.RedisURL != "" || c.Partitions != 16 || !c.LeaseKeys || c.SessionTTL != 45*time.Second || c.EventsQueue != "connectivity-events" || c.ExpirationRoutes != "" ||
-		c.EventTypePrefix != "userconnectivity." || c.MaxDelivery != 10 || c.LocalQueueURL != "" || c.DataDir != ".data" || c.LogLevel != slog.LevelInfo ||
+		c.EventTypePrefix != "userconnectivity." || c.MaxDelivery != 600 || c.LocalQueueURL != "" || c.DataDir != ".data" || c.LogLevel != slog.LevelInfo ||
 		c.App == "" || c.Instance == "" || !c.Listener || c.RedisHost != "" || c.RedisAccessKey != "" || c.MaxInstances != 20 || c.RedisMaxClients != 0 ||
 		c.MaintenanceEvents != "auto" || c.ServiceBusConnection != "" || c.ServiceBusNamespace != "" || c.CosmosEndpoint != "" || c.CosmosKey != "" || c.CosmosDatabase != "connectivity" {
 		t.Errorf("%+v", c)

@@ -10,10 +10,19 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus/admin"
+
+	"userconnectivity/handler/queue"
 )
 
-// checkTimeout bounds one check.
-const checkTimeout = 20 * time.Second
+const (
+	// checkTimeout bounds one check.
+	checkTimeout = 20 * time.Second
+	// batchTime is how long a batch waits for a part that is away before it goes back, and maxDeliveryCount how often
+	// it may do so. With fewer than leastMaxDeliveryCount an outage of four hours dead-letters what is well.
+	batchTime             = 150 * time.Second
+	maxDeliveryCount      = queue.MaxDeliveryCount
+	leastMaxDeliveryCount = 100
+)
 
 // Check looks at the properties of a queue or topic, which needs the right Manage (role Azure Service Bus Data Owner),
 // and returns a warning with the command that mends it for each that would lose the promises of this project. Without
@@ -56,6 +65,10 @@ func (s *Sender) Check(ctx context.Context, queue string) []string {
 	if *q.LockDuration != "PT5M" {
 		warn("locks messages for "+*q.LockDuration+" instead of PT5M, and a batch gets no renewal",
 			fmt.Sprintf("az servicebus queue update %s --name %s --lock-duration PT5M", inNamespace, queue))
+	}
+	if n := q.MaxDeliveryCount; n != nil && *n < leastMaxDeliveryCount {
+		warn(fmt.Sprintf("gives a message up after %d deliveries, which an outage of %v uses up", *n, time.Duration(*n)*batchTime),
+			fmt.Sprintf("az servicebus queue update %s --name %s --max-delivery-count %d", inNamespace, queue, maxDeliveryCount))
 	}
 	if q.Status != nil && *q.Status != admin.EntityStatusActive {
 		warn("is "+string(*q.Status), fmt.Sprintf("az servicebus queue update %s --name %s --status Active", inNamespace, queue))

@@ -211,7 +211,7 @@ func (s *Sender) diagnose(queue string, err error) (problem, mend string) {
 	case amqp.ErrCondResourceLimitExceeded:
 		return "it is full, or the namespace has too many connections", fmt.Sprintf("see: az servicebus queue show %s --name %s --query \"[countDetails,sizeInBytes,maxSizeInMegabytes]\"", inNamespace, queue)
 	case condServerBusy:
-		return "the namespace is throttled", "give it more capacity: az servicebus namespace update --resource-group <resource-group> --name " + ns + " --sku Premium --capacity <messaging-units>"
+		return "the namespace is throttled", "a Premium namespace takes more messaging units: az servicebus namespace update --resource-group <resource-group> --name " + ns + " --capacity <messaging-units>; a Standard one does not become Premium, it needs a new namespace (docs/deploy.md, Growing)"
 	}
 	return "the connection failed", s.lookAtNamespace()
 }
@@ -248,8 +248,8 @@ func (s *Sender) diagnoseAccess(queue, words string) (problem, mend string) {
 // senderRole is what the identity of the app needs.
 const senderRole = "Azure Service Bus Data Sender"
 
-func createQueue(inNamespace, queue string) string {
-	return fmt.Sprintf("az servicebus queue create %s --name %s --enable-duplicate-detection true --duplicate-detection-history-time-window PT10M --lock-duration PT5M --max-delivery-count 10", inNamespace, queue)
+func createQueue(inNamespace, name string) string {
+	return fmt.Sprintf("az servicebus queue create %s --name %s --enable-duplicate-detection true --duplicate-detection-history-time-window PT10M --lock-duration PT5M --max-delivery-count %d", inNamespace, name, maxDeliveryCount)
 }
 
 // recreateQueue is for what is fixed when a queue is created. Its messages are lost.

@@ -1,5 +1,6 @@
-// What somebody should hear about. Metrics come from the services. The listener's own numbers come from the line
-// "listener report" that it logs every minute (docs/deploy.md has the fields).
+// What somebody should hear about. Metrics come from the services and do not need the logs. The listener's own numbers
+// come from the line "listener report" that it logs every minute (docs/deploy.md has the fields): what reads them is
+// blind while the daily quota of the logs is used up, which the alert logs-capped tells.
 
 param prefix string
 param location string
@@ -40,7 +41,7 @@ var queryActions = empty(email) ? [] : [people.id]
 
 // ---- from the metrics of the services ----
 
-resource deadLetters 'Microsoft.Insights/metricAlerts@2018-03-01' = {
+resource deadLetters 'Microsoft.Insights/metricAlerts@2026-01-01' = {
   name: '${prefix}-dead-letters'
   location: 'global'
   tags: tags
@@ -77,7 +78,7 @@ resource deadLetters 'Microsoft.Insights/metricAlerts@2018-03-01' = {
   }
 }
 
-resource rejected 'Microsoft.Insights/metricAlerts@2018-03-01' = {
+resource rejected 'Microsoft.Insights/metricAlerts@2026-01-01' = {
   name: '${prefix}-rejected'
   location: 'global'
   tags: tags
@@ -114,12 +115,12 @@ resource rejected 'Microsoft.Insights/metricAlerts@2018-03-01' = {
   }
 }
 
-resource throttledLog 'Microsoft.Insights/metricAlerts@2018-03-01' = {
+resource throttledLog 'Microsoft.Insights/metricAlerts@2026-01-01' = {
   name: '${prefix}-cosmos-429'
   location: 'global'
   tags: tags
   properties: {
-    description: 'Cosmos DB answers 429: the log falls behind. Raise cosmosMaxRu, or go from serverless to autoscale.'
+    description: 'Cosmos DB answers 429: the log falls behind. With autoscale raise cosmosMaxRu. A serverless account does not become an autoscale one by a deployment: see Growing in docs/deploy.md.'
     severity: 2
     enabled: true
     scopes: [cosmosId]
@@ -151,12 +152,12 @@ resource throttledLog 'Microsoft.Insights/metricAlerts@2018-03-01' = {
   }
 }
 
-resource redisConnections 'Microsoft.Insights/metricAlerts@2018-03-01' = if (watchRedis) {
+resource redisConnections 'Microsoft.Insights/metricAlerts@2026-01-01' = if (watchRedis) {
   name: '${prefix}-redis-connections'
   location: 'global'
   tags: tags
   properties: {
-    description: 'More than 80 % of the connections that Redis allows are taken. Lower apiMaxInstances or take a larger Redis.'
+    description: 'More than 80 % of the connections that Redis allows are taken. Lower apiMaxInstances. An unsharded Managed Redis keeps its size: see Growing in docs/deploy.md.'
     severity: 2
     enabled: true
     scopes: [redisId]
@@ -180,13 +181,30 @@ resource redisConnections 'Microsoft.Insights/metricAlerts@2018-03-01' = if (wat
   }
 }
 
-resource listenerUnhealthy 'Microsoft.Insights/metricAlerts@2018-03-01' = {
-  name: '${prefix}-listener-unhealthy'
+// The health check asks each instance of the listener for /api/live, which answers 503 where its loop does not turn. It
+// is a metric of the platform: neither the logs nor Redis have a part in it.
+var listenerHealth = [
+  {
+    name: 'listener-down'
+    description: 'No instance of the listener is well: nobody turns expired sessions into events. Nothing is lost; events come late.'
+    severity: 0
+    threshold: 1
+  }
+  {
+    name: 'listener-unhealthy'
+    description: 'An instance of the listener does not answer /api/live, or its loop does not turn. The platform replaces it.'
+    severity: 1
+    threshold: 100
+  }
+]
+
+resource listenerUnhealthy 'Microsoft.Insights/metricAlerts@2026-01-01' = [for a in listenerHealth: {
+  name: '${prefix}-${a.name}'
   location: 'global'
   tags: tags
   properties: {
-    description: 'An instance of the listener does not answer /api/live.'
-    severity: 1
+    description: a.description
+    severity: a.severity
     enabled: true
     scopes: [listenerId]
     evaluationFrequency: 'PT1M'
@@ -200,14 +218,14 @@ resource listenerUnhealthy 'Microsoft.Insights/metricAlerts@2018-03-01' = {
           metricName: 'HealthCheckStatus'
           timeAggregation: 'Average'
           operator: 'LessThan'
-          threshold: 100
+          threshold: a.threshold
         }
       ]
     }
     autoMitigate: true
     actions: metricActions
   }
-}
+}]
 
 // ---- from the line that the listener logs ----
 
@@ -223,15 +241,29 @@ AppTraces
 var queryAlerts = [
   {
     name: 'listener-silent'
-    description: 'No listener has reported for ten minutes. Nobody turns expired sessions into events.'
-    severity: 0
-    windowSize: 'PT10M'
-    // Counted by query, so that no line at all gives the number 0 and not an empty answer.
-    query: '${reports}| summarize reports = count()'
+    description: 'No listener has reported for a quarter of an hour, although the logs are taken.'
+    severity: 1
+    windowSize: 'PT15M'
+    // Counted by query, so that no line at all gives the number 0 and not an empty answer. The metrics of the services
+    // come into the same workspace all the time: when they are missing too, the workspace takes nothing, and silence
+    // tells nothing.
+    query: 'let taken = toscalar(AzureMetrics | count);\n${reports}| summarize reports = count()\n| extend reports = iff(taken > 0, reports, 1)'
     column: 'reports'
     aggregation: 'Total'
     operator: 'LessThan'
     threshold: 1
+  }
+  {
+    name: 'logs-capped'
+    description: 'The daily quota of the logs is used up. The alerts that read the log are blind until it starts again.'
+    severity: 2
+    windowSize: 'PT15M'
+    // The workspace notes it in a table that has no quota.
+    query: '_LogOperation | where Category =~ \'Ingestion\' and Detail has \'OverQuota\' | summarize capped = count()'
+    column: 'capped'
+    aggregation: 'Total'
+    operator: 'GreaterThan'
+    threshold: 0
   }
   {
     name: 'expiry-lag'
@@ -268,7 +300,7 @@ var queryAlerts = [
   }
 ]
 
-resource queryAlert 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = [for a in queryAlerts: {
+resource queryAlert 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [for a in queryAlerts: {
   name: '${prefix}-${a.name}'
   location: location
   tags: tags

@@ -6,7 +6,13 @@ param tags object
 
 @description('Principal of the apps.')
 param principalId string
+
+@description('Resource id of the identity that has that principal. Names are made of it, because it is known before the deployment.')
+param identityId string
 param workspaceId string
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
 
 @description('Bills each request instead of reserved throughput.')
 param serverless bool
@@ -22,14 +28,14 @@ var databaseName = 'connectivity'
 var dataContributor = '00000000-0000-0000-0000-000000000002'
 
 // defaultTtl in seconds; -1: a document lives for ever unless it names its own. indexed: the paths that queries
-// filter or sort by. Everything else is left out, because each indexed path makes every write dearer; a document
-// that is read by its id needs none.
+// filter or sort by, the partition key among them: it has no index of its own when everything else is excluded.
+// Each indexed path makes every write dearer; a document that is read by its id needs none.
 var containers = [
   {
     name: 'events'
     partitionKey: '/pk'
     defaultTtl: eventRetentionDays * 86400
-    indexed: ['/epoch/?']
+    indexed: ['/pk/?', '/user/?', '/epoch/?']
     maxRu: maxRu
   }
   {
@@ -48,7 +54,7 @@ var containers = [
   }
 ]
 
-resource account 'Microsoft.DocumentDB/databaseAccounts@2025-10-15' = {
+resource account 'Microsoft.DocumentDB/databaseAccounts@2026-03-15' = {
   name: name
   location: location
   tags: tags
@@ -75,11 +81,11 @@ resource account 'Microsoft.DocumentDB/databaseAccounts@2025-10-15' = {
     disableLocalAuth: true
     disableKeyBasedMetadataWriteAccess: true
     minimalTlsVersion: 'Tls12'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 
-resource database 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases@2025-10-15' = {
+resource database 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases@2026-03-15' = {
   parent: account
   name: databaseName
   properties: {
@@ -89,7 +95,7 @@ resource database 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases@2025-10-15
   }
 }
 
-resource container 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases/containers@2025-10-15' = [for c in containers: {
+resource container 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases/containers@2026-03-15' = [for c in containers: {
   parent: database
   name: c.name
   properties: {
@@ -117,9 +123,9 @@ resource container 'Microsoft.DocumentDB/databaseAccounts/sqlDatabases/container
 }]
 
 // Scope is the account: the client reads its regions before anything else. It holds nothing but this database.
-resource access 'Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments@2025-10-15' = {
+resource access 'Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments@2026-03-15' = {
   parent: account
-  name: guid(account.id, principalId, dataContributor)
+  name: guid(account.id, identityId, dataContributor)
   properties: {
     principalId: principalId
     roleDefinitionId: '${account.id}/sqlRoleDefinitions/${dataContributor}'

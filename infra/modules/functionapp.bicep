@@ -31,11 +31,17 @@ param minInstances int
 param maxInstances int
 param corsOrigins array
 
+@description('Subnet that the app calls out of, in a private set-up. Empty: none.')
+param subnetId string
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
+
 @description('Settings of the handler, by name.')
 @secure()
 param settings object
 
-resource storage 'Microsoft.Storage/storageAccounts@2025-06-01' existing = {
+resource storage 'Microsoft.Storage/storageAccounts@2026-09-01' existing = {
   name: storageName
 }
 
@@ -89,6 +95,8 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
     reserved: true
     httpsOnly: true
     clientAffinityEnabled: false
+    virtualNetworkSubnetId: empty(subnetId) ? null : subnetId
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
     // A setting may be a reference to a Key Vault; this identity reads it.
     keyVaultReferenceIdentity: identityId
     siteConfig: {
@@ -96,6 +104,8 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       minimumElasticInstanceCount: minInstances
       preWarmedInstanceCount: 1
       functionAppScaleLimit: maxInstances
+      // The scale controller is outside of the network and cannot look into queues there; the host does it then.
+      functionsRuntimeScaleMonitoringEnabled: !empty(subnetId)
       // Anonymous and without dependencies: a probe that failed with Redis would recycle every instance in an outage.
       healthCheckPath: '/api/live'
       http20Enabled: true

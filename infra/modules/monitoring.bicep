@@ -6,12 +6,15 @@ param tags object
 
 @description('Principal of the apps.')
 param principalId string
+
+@description('Resource id of the identity that has that principal. Names are made of it, because it is known before the deployment.')
+param identityId string
 param retentionDays int
 param dailyQuotaGb int
 
 var monitoringMetricsPublisher = '3913510d-42f4-4e42-8a64-420c390055eb'
 
-resource workspace 'Microsoft.OperationalInsights/workspaces@2025-07-01' = {
+resource workspace 'Microsoft.OperationalInsights/workspaces@2026-03-01' = {
   name: name
   location: location
   tags: tags
@@ -44,7 +47,7 @@ resource insights 'Microsoft.Insights/components@2020-02-02' = {
 }
 
 resource publisher 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(insights.id, principalId, monitoringMetricsPublisher)
+  name: guid(insights.id, identityId, monitoringMetricsPublisher)
   scope: insights
   properties: {
     principalId: principalId

@@ -7,6 +7,9 @@ param tags object
 @description('Principal of the apps.')
 param principalId string
 param workspaceId string
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
 param sku string
 
 @description('Append-only file, written every second.')
@@ -14,7 +17,7 @@ param persistence bool
 
 var port = 10000
 
-resource cluster 'Microsoft.Cache/redisEnterprise@2026-06-01-preview' = {
+resource cluster 'Microsoft.Cache/redisEnterprise@2026-09-01' = {
   name: name
   location: location
   tags: tags
@@ -24,11 +27,11 @@ resource cluster 'Microsoft.Cache/redisEnterprise@2026-06-01-preview' = {
   properties: {
     minimumTlsVersion: '1.2'
     highAvailability: 'Enabled'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 
-resource database 'Microsoft.Cache/redisEnterprise/databases@2026-06-01-preview' = {
+resource database 'Microsoft.Cache/redisEnterprise/databases@2026-09-01' = {
   parent: cluster
   name: 'default'
   properties: {
@@ -48,10 +51,11 @@ resource database 'Microsoft.Cache/redisEnterprise/databases@2026-06-01-preview'
   }
 }
 
-// The policy "default" is the one that the service offers: all data commands, all keys, all channels.
-resource access 'Microsoft.Cache/redisEnterprise/databases/accessPolicyAssignments@2026-06-01-preview' = {
+// There is one assignment for a principal and a database. Its name takes no dashes. The policy "default" is the one that
+// the service offers: all data commands, all keys, all channels.
+resource access 'Microsoft.Cache/redisEnterprise/databases/accessPolicyAssignments@2026-09-01' = {
   parent: database
-  name: replace(principalId, '-', '')
+  name: 'functionapps'
   properties: {
     accessPolicyName: 'default'
     user: {

@@ -6,12 +6,23 @@ param tags object
 
 @description('Principal of the apps.')
 param principalId string
+
+@description('Resource id of the identity that has that principal. Names are made of it, because it is known before the deployment.')
+param identityId string
 param workspaceId string
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
 
 @allowed(['Standard', 'Premium'])
 param sku string
 param capacity int
+
+@description('Max delivery count of the queues that the apps read.')
 param maxDeliveryCount int
+
+@description('Lets the scale controller read how long the queues are, which needs Azure Service Bus Data Owner on them.')
+param scaleByQueueLength bool
 
 @description('Topic that receives the events and forwards them to connectivity-events. Empty: none.')
 param eventsTopic string
@@ -21,6 +32,7 @@ param expirationQueues array
 
 var serviceBusDataReceiver = '4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0'
 var serviceBusDataSender = '69a216fc-b8fb-44d8-bc22-1f3c2cd27a39'
+var serviceBusDataOwner = '090c5cfd-751d-490a-894a-3ce6f1109419'
 
 // Copies of an event have the same MessageId, so the broker drops what is sent twice within this time.
 var duplicateWindow = 'PT10M'
@@ -86,7 +98,7 @@ resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' = {
   properties: {
     disableLocalAuth: true
     minimumTlsVersion: '1.2'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 
@@ -95,7 +107,7 @@ resource queue 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = [for q in q
   name: q.name
   properties: {
     lockDuration: lockDuration
-    maxDeliveryCount: maxDeliveryCount
+    maxDeliveryCount: q.receive ? maxDeliveryCount : 10
     requiresSession: false
     requiresDuplicateDetection: q.duplicateDetection
     duplicateDetectionHistoryTimeWindow: q.duplicateDetection ? duplicateWindow : null
@@ -107,7 +119,7 @@ resource queue 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = [for q in q
 }]
 
 resource receiver 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (q, i) in queues: if (q.receive) {
-  name: guid(queue[i].id, principalId, serviceBusDataReceiver)
+  name: guid(queue[i].id, identityId, serviceBusDataReceiver)
   scope: queue[i]
   properties: {
     principalId: principalId
@@ -117,12 +129,24 @@ resource receiver 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (q
 }]
 
 resource sender 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (q, i) in queues: if (q.send) {
-  name: guid(queue[i].id, principalId, serviceBusDataSender)
+  name: guid(queue[i].id, identityId, serviceBusDataSender)
   scope: queue[i]
   properties: {
     principalId: principalId
     principalType: 'ServicePrincipal'
     roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
+  }
+}]
+
+// With the role of a receiver alone the scale controller cannot ask how long a queue is: it adds one instance after the
+// other while messages come in, instead of as many as the queue needs.
+resource owner 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (q, i) in queues: if (q.receive && scaleByQueueLength) {
+  name: guid(queue[i].id, identityId, serviceBusDataOwner)
+  scope: queue[i]
+  properties: {
+    principalId: principalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataOwner)
   }
 }]
 
@@ -137,6 +161,7 @@ module topic 'topic.bicep' = if (!empty(eventsTopic)) {
     lockDuration: lockDuration
     maxDeliveryCount: maxDeliveryCount
     principalId: principalId
+    identityId: identityId
     senderRole: serviceBusDataSender
   }
 }

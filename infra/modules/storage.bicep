@@ -9,9 +9,15 @@ param tags object
 @description('Principal of the apps.')
 param principalId string
 
+@description('Resource id of the identity that has that principal. Names are made of it, because it is known before the deployment.')
+param identityId string
+
 @description('Allows access by key, which Azure Files and Azure Functions Core Tools need.')
 param sharedKeys bool
 param zoneRedundant bool
+
+@description('Answers on the internet. Otherwise only through its private endpoint.')
+param publicAccess bool
 
 @description('File shares to create, one for each app.')
 param shares array
@@ -31,7 +37,7 @@ var hostRoles = [
   storageTableDataContributor
 ]
 
-resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
+resource account 'Microsoft.Storage/storageAccounts@2026-09-01' = {
   name: name
   location: location
   tags: tags
@@ -46,17 +52,17 @@ resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
     allowCrossTenantReplication: false
     minimumTlsVersion: 'TLS1_2'
     supportsHttpsTrafficOnly: true
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
   }
 }
 
-resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2025-06-01' = {
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2026-09-01' = {
   parent: account
   name: 'default'
 }
 
 // One blob per package, named by its hash: the previous one stays for the way back.
-resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-06-01' = {
+resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@2026-09-01' = {
   parent: blobs
   name: 'packages'
   properties: {
@@ -64,18 +70,18 @@ resource packages 'Microsoft.Storage/storageAccounts/blobServices/containers@202
   }
 }
 
-resource files 'Microsoft.Storage/storageAccounts/fileServices@2025-06-01' = if (sharedKeys) {
+resource files 'Microsoft.Storage/storageAccounts/fileServices@2026-09-01' = if (sharedKeys) {
   parent: account
   name: 'default'
 }
 
-resource share 'Microsoft.Storage/storageAccounts/fileServices/shares@2025-06-01' = [for shareName in shares: {
+resource share 'Microsoft.Storage/storageAccounts/fileServices/shares@2026-09-01' = [for shareName in shares: {
   parent: files
   name: shareName
 }]
 
 resource hostRole 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for role in hostRoles: {
-  name: guid(account.id, principalId, role)
+  name: guid(account.id, identityId, role)
   scope: account
   properties: {
     principalId: principalId
@@ -94,4 +100,5 @@ resource publisherRole 'Microsoft.Authorization/roleAssignments@2022-04-01' = if
   }
 }
 
+output id string = account.id
 output name string = account.name

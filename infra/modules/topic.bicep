@@ -11,6 +11,9 @@ param maxDeliveryCount int
 
 @description('Principal of the apps, which send.')
 param principalId string
+
+@description('Resource id of the identity that has that principal.')
+param identityId string
 param senderRole string
 
 resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' existing = {
@@ -41,7 +44,7 @@ resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' existing = {
 }
 
 resource sender 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(namespace::topic.id, principalId, senderRole)
+  name: guid(namespace::topic.id, identityId, senderRole)
   scope: namespace::topic
   properties: {
     principalId: principalId

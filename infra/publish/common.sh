@@ -75,6 +75,24 @@ read_settings() {
 # setting NAME prints the value that read_settings saw, or nothing.
 setting() { printf '%s\n' "$settings" | awk -F '\t' -v name="$1" '$1 == name { print $2; exit }'; }
 
+# package_of ROLE sets current and previous to the packages of the app of $group with that tag, or to none.
+package_of() {
+  current=none
+  previous=none
+  app=$(az functionapp list --resource-group "$group" --query "[?tags.userconnectivity=='$1'].name" --output tsv) ||
+    die "the function apps of '$group' could not be listed (see above)"
+  case $app in
+    '') return ;;
+    *[!A-Za-z0-9-]*) die "'$group' holds more than one $1 app: $(printf '%s' "$app" | tr '\n' ' '). Use one resource group for each set-up" ;;
+  esac
+  read_settings
+  current=$(setting WEBSITE_RUN_FROM_PACKAGE)
+  previous=$(setting PREVIOUS_PACKAGE_URL)
+  current=${current:-none}
+  previous=${previous:-none}
+  say "$1 app: $app runs $(without_query "$current")"
+}
+
 # set_settings NAME VALUE [NAME VALUE]... writes all of them at once: each write restarts the app.
 set_settings() {
   file=$(private_file)

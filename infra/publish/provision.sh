@@ -20,24 +20,6 @@ check_login
 az group show --name "$group" --output none 2>/dev/null ||
   die "there is no resource group '$group' in subscription '$subscription'. Make it: az group create --name $group --location REGION"
 
-# package_of ROLE sets current and previous to the packages of the app with that tag, or to none.
-package_of() {
-  current=none
-  previous=none
-  app=$(az functionapp list --resource-group "$group" --query "[?tags.userconnectivity=='$1'].name" --output tsv) ||
-    die "the function apps of '$group' could not be listed (see above)"
-  case $app in
-    '') return ;;
-    *[!A-Za-z0-9-]*) die "'$group' holds more than one $1 app: $(printf '%s' "$app" | tr '\n' ' '). Use one resource group for each set-up" ;;
-  esac
-  read_settings
-  current=$(setting WEBSITE_RUN_FROM_PACKAGE)
-  previous=$(setting PREVIOUS_PACKAGE_URL)
-  current=${current:-none}
-  previous=${previous:-none}
-  say "$1 app: $app runs $(without_query "$current")"
-}
-
 package_of api
 export API_PACKAGE_URL="$current" API_PREVIOUS_PACKAGE_URL="$previous"
 package_of listener
