@@ -591,7 +591,6 @@ type hostFile struct {
 			PrefetchCount, MaxMessageBatchSize, MinMessageBatchSize int
 		}
 	}
-	Singleton     struct{ ListenerLockPeriod, ListenerLockRecoveryPollingInterval string }
 	CustomHandler struct {
 		Description                                            struct{ DefaultExecutablePath string }
 		EnableForwardingHTTPRequest, EnableProxyingHTTPRequest bool
@@ -628,9 +627,6 @@ func TestBatchesFitTheLockOfTheQueues(t *testing.T) {
 	}
 	if timeout := span(t, host.FunctionTimeout); timeout > 5*time.Minute {
 		t.Errorf("host.json: a call may take %v, longer than the lock", timeout)
-	}
-	if s := host.Singleton; s.ListenerLockPeriod != "00:00:15" || s.ListenerLockRecoveryPollingInterval != "00:00:15" {
-		t.Errorf("host.json: singleton is %+v", s)
 	}
 	if c := host.CustomHandler; c.Description.DefaultExecutablePath != "handler" || !c.EnableForwardingHTTPRequest || !c.EnableProxyingHTTPRequest {
 		t.Errorf("host.json: customHandler is %+v", c)

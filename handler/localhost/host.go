@@ -1,10 +1,11 @@
 // Package localhost is a small stand-in for the Azure Functions host: it runs a staged function app with a custom
-// handler on one machine, with nothing of Azure around it. It starts the handler and passes HTTP requests,
-// timer ticks and queue messages to it in the form, and judges the replies by the rules, that were recorded
-// from the real host. Queues are embedded and persisted; Redis is a server of its own, or embedded.
+// handler on one machine, with nothing of Azure around it. It starts the handler and passes HTTP requests and
+// queue messages to it in the form, and judges the replies by the rules, that were recorded from the real host.
+// Queues are embedded and persisted; Redis is a server of its own, or embedded.
 //
-// It is for development and tests. It is not the Functions host: it knows HTTP (proxied), timer and Service Bus
-// queue triggers and no output bindings, does not scale, and trusts everybody on the loopback interface.
+// It is for development and tests. It is not the Functions host: it knows HTTP (proxied) and Service Bus queue
+// triggers and no output bindings, does not scale, and trusts everybody on the loopback interface. It calls no
+// timers: one would take the Functions host down with the storage account that holds its lease.
 package localhost
 
 import (
@@ -200,8 +201,6 @@ func (h *Host) serve(ctx context.Context) error {
 	for _, f := range h.app.functions {
 		switch {
 		case !f.active():
-		case f.trigger.Type == "timerTrigger":
-			triggers.Go(func() { h.runTimer(stopping, f) })
 		case f.trigger.Type == "serviceBusTrigger":
 			triggers.Go(func() { h.runQueueTrigger(stopping, f) })
 		}
@@ -336,8 +335,6 @@ func (h *Host) printFunctions(w io.Writer) {
 			if strings.HasSuffix(f.route.template, "/heartbeat") && f.trigger.allows(http.MethodPost) {
 				example = h.example(f)
 			}
-		case f.trigger.Type == "timerTrigger":
-			fmt.Fprintf(&b, "timerTrigger %s\n", f.trigger.Schedule)
 		default:
 			fmt.Fprintf(&b, "%s %s\n", f.trigger.Type, f.trigger.QueueName)
 		}
