@@ -181,21 +181,22 @@ func (h *Host) serve(ctx context.Context) error {
 	processEnded := make(chan error, 1)
 	go func() { processEnded <- h.process.run(running) }()
 
-	mux := h.broker.handler()
+	mux := h.broker.handler(h.app.queues())
 	server := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.URL.Path, queuesPath+"/") {
+		Handler: withinLimits(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == queuesPath || strings.HasPrefix(r.URL.Path, queuesPath+"/") {
 				mux.ServeHTTP(w, r)
 				return
 			}
 			h.serveFunction(w, r)
-		}),
+		})),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
+		ConnState:         beginRequest,
 		ErrorLog:          slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
 	serverEnded := make(chan error, 1)
-	go func() { serverEnded <- server.Serve(h.listener) }()
+	go func() { serverEnded <- server.Serve(lenientListener{h.listener}) }()
 
 	var triggers sync.WaitGroup
 	for _, f := range h.app.functions {

@@ -265,6 +265,25 @@ func (p *appPackage) readQueueTrigger(f *function) (err error) {
 	return nil
 }
 
+// queues returns the names of the queues that the package receives from and sends to, and of those beside them for what
+// can never succeed. Dead letters are part of their queue.
+func (p *appPackage) queues() []string {
+	var names []string
+	add := func(name string) {
+		name = strings.TrimSuffix(name, deadLetterSuffix)
+		names = append(names, name, name+"-rejected")
+	}
+	for _, f := range p.functions {
+		if f.trigger.Type == "serviceBusTrigger" && f.err == nil {
+			add(f.trigger.QueueName)
+		}
+	}
+	if events := p.settings["EVENTS_QUEUE"]; checkQueueName(events) == nil {
+		add(events)
+	}
+	return names
+}
+
 // expand replaces each %NAME% with the setting of that name.
 func (p *appPackage) expand(s string) (string, error) {
 	var missing []string
