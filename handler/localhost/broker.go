@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -134,7 +135,8 @@ const messageColumns = `seq, id, subject, session_id, content_type, properties, 
 // while another process has the file open. maxDeliveryCount and lockDuration are at least 1.
 func openBroker(ctx context.Context, path string, lockDuration time.Duration, maxDeliveryCount int) (*broker, error) {
 	// One connection that never lets go of the file: the lock also tells that the data folder is in use.
-	db, err := sql.Open("sqlite", path+"?_pragma=locking_mode(EXCLUSIVE)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_txlock=immediate")
+	file := url.URL{Scheme: "file", Path: path} // escaped: a question mark in a path would end it
+	db, err := sql.Open("sqlite", file.String()+"?_pragma=locking_mode(EXCLUSIVE)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_txlock=immediate")
 	if err != nil {
 		return nil, fmt.Errorf("open queues: %w", err)
 	}
