@@ -142,9 +142,6 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	if file := h.options.ReadyFile; file != "" {
 		defer os.Remove(file)
 	}
-	if h.app.settings["ServiceBusConnection"] != "" {
-		h.log.Warn("ServiceBusConnection is set, but this host receives from its embedded queues only")
-	}
 	return h.serve(ctx)
 }
 
@@ -291,7 +288,11 @@ func (h *Host) url() string { return "http://" + h.listener.Addr().String() }
 
 // handlerReady tells everybody that the handler takes requests.
 func (h *Host) handlerReady(pid int) {
-	h.announce.Do(func() { h.printFunctions(h.options.Stdout) })
+	h.announce.Do(func() {
+		ctx, cancel := context.WithTimeout(h.calls, advicePatience)
+		defer cancel()
+		h.printFunctions(h.options.Stdout, h.advice(ctx))
+	})
 	h.mu.Lock()
 	h.handlerPID = pid
 	h.mu.Unlock()
@@ -319,8 +320,8 @@ func (h *Host) publish() {
 	}
 }
 
-// printFunctions lists what runs and where.
-func (h *Host) printFunctions(w io.Writer) {
+// printFunctions lists what runs and where, and then what is not well.
+func (h *Host) printFunctions(w io.Writer, advice []string) {
 	var b strings.Builder
 	b.WriteString("\nLocal host: a stand-in for the Azure Functions host, for development and tests.\n\nFunctions:\n")
 	example := ""
@@ -342,6 +343,12 @@ func (h *Host) printFunctions(w io.Writer) {
 	}
 	fmt.Fprintf(&b, "\nRedis:  %s\nQueues: %s%s (persisted in %s)\nData:   %s\n", h.redis.describe(), h.url(), queuesPath,
 		filepath.Join(h.options.DataDir, "queues.db"), h.options.DataDir)
+	if len(advice) > 0 {
+		b.WriteString("\nNot well:\n")
+	}
+	for _, line := range advice {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
 	if example != "" {
 		fmt.Fprintf(&b, "\nTry:\n  %s\n", example)
 	}
