@@ -41,7 +41,7 @@ const (
 	redisProbePause   = 20 * time.Millisecond
 	minRedisPause     = 200 * time.Millisecond
 	maxRedisPause     = 5 * time.Second
-	maxLastWords      = 3 // lines
+	maxLastWords      = 3 // lines: what is wrong, and what comes of it
 )
 
 // redis is the Redis of the handler.
@@ -322,24 +322,23 @@ func (s *redisServer) supervise(ctx context.Context) {
 
 func (s *redisServer) url() string { return "redis://127.0.0.1:" + strconv.Itoa(s.port) }
 func (s *redisServer) describe() string {
-	return fmt.Sprintf("%s (%s at %s, %d keys, persisted in %s)", s.url(), s.program, s.program.path, s.keys, s.dir)
+	return fmt.Sprintf("%s (%s at %s, keys: %d, persisted in %s)", s.url(), s.program, s.program.path, s.keys, s.dir)
 }
 
 func (s *redisServer) logFile() string { return filepath.Join(s.dir, "redis.log") }
 
-// lastWords returns the last lines of the server's log that are warnings, which say why it ended, and where the log is.
+// lastWords returns the last faults in the server's log, which say why it ended, and where the log is.
 func (s *redisServer) lastWords() string {
 	text, _ := os.ReadFile(s.logFile()) // without it only the place is told
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	first := len(lines)
-	for first > 0 && len(lines)-first < maxLastWords && strings.Contains(lines[first-1], " # ") {
-		first--
-	}
 	var words []string
-	for _, line := range lines[first:] {
-		_, warning, _ := strings.Cut(line, " # ")
-		words = append(words, warning)
+	for line := range strings.Lines(string(text)) {
+		_, fault, found := strings.Cut(strings.TrimSpace(line), " # ")
+		// At the same level are hints about the machine, and how far it had come.
+		if found && !strings.HasPrefix(fault, "WARNING") && fault != "Configuration loaded" && fault != "Server initialized" {
+			words = append(words, fault)
+		}
 	}
+	words = words[max(0, len(words)-maxLastWords):]
 	return fmt.Sprintf(": %s (see %s)", strings.Join(words, "; "), s.logFile())
 }
 

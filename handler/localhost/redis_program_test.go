@@ -90,7 +90,7 @@ func TestDataOfTheSameServer(t *testing.T) {
 		t.Error(err)
 	}
 	want := ownServer(t)
-	if !strings.Contains(r.stdout.String(), want.String()+" at "+want.path+", 1 keys, persisted in "+app.options.DataDir) {
+	if !strings.Contains(r.stdout.String(), want.String()+" at "+want.path+", keys: 1, persisted in "+app.options.DataDir) {
 		t.Errorf("output:\n%s", r.stdout)
 	}
 	if text, err := os.ReadFile(filepath.Join(app.options.DataDir, "redis", madeByFile)); err != nil || string(text) != want.String()+"\n" {
@@ -158,7 +158,7 @@ func TestDataThatNoServerSees(t *testing.T) {
 	write(t, filepath.Join(dir, "dump.rdb"), "REDIS0010") // of a server that kept no append-only file
 	write(t, filepath.Join(dir, madeByFile), "Redict 7.3.6\n")
 	r := start(t, app)
-	if log := r.log.String(); !strings.Contains(log, "Redis is empty") || !strings.Contains(log, `kept_by="Redict 7.3.6"`) || !strings.Contains(r.stdout.String(), ", 0 keys, ") {
+	if log := r.log.String(); !strings.Contains(log, "Redis is empty") || !strings.Contains(log, `kept_by="Redict 7.3.6"`) || !strings.Contains(r.stdout.String(), ", keys: 0, ") {
 		t.Errorf("log:\n%s\noutput:\n%s", log, r.stdout)
 	}
 }
