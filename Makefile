@@ -19,25 +19,27 @@ help: ## list the targets
 
 ## Run
 
+run: export PORT := $(PORT)
+run: export DATA_DIR := $(DATA_DIR)
 run: stage ## run everything on this machine: PORT=7071 DATA_DIR=.data REDIS_URL=
-	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost
-	@if [ -f local.settings.json ]; then cp local.settings.json $(DIST)/; fi
-	@exec $(BIN)/localhost --package $(DIST) --port $(PORT) --data-dir $(DATA_DIR)
+	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/localhost' ./handler/cmd/localhost
+	@if [ -f local.settings.json ]; then cp local.settings.json '$(DIST)/'; fi
+	@exec '$(BIN)/localhost' --package '$(DIST)'
 
 stage: ## build the deployment package's folder, dist/
-	@rm -rf $(DIST) && mkdir -p $(DIST)
-	@$(BUILD) -ldflags '$(LDFLAGS)' -o $(DIST)/handler ./handler
-	@cp -R host.json functions/* $(DIST)/
+	@rm -rf '$(DIST)' && mkdir -p '$(DIST)'
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o '$(DIST)/handler' ./handler
+	@cp -R host.json functions/* '$(DIST)/'
 
 demo: stage ## 1,000 users beat, 300 fall silent; checks every promise: KILL=1 ALL=1
-	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost && $(BUILD) -o $(BIN)/demo ./handler/cmd/demo
-	@$(BIN)/demo -host $(BIN)/localhost -package $(DIST) $(if $(KILL),-kill) $(if $(ALL),-all) $(if $(REDIS),-redis $(REDIS)) $(if $(NOTIFICATIONS),-notifications $(NOTIFICATIONS))
+	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/localhost' ./handler/cmd/localhost && $(BUILD) -o '$(BIN)/demo' ./handler/cmd/demo
+	@'$(BIN)/demo' -host '$(BIN)/localhost' -package '$(DIST)' $(if $(KILL),-kill) $(if $(ALL),-all) $(if $(REDIS),-redis '$(REDIS)') $(if $(NOTIFICATIONS),-notifications '$(NOTIFICATIONS)')
 
 quickstart: ## clone to first offline event in seconds, in a new clone: COLD=1 empties Go's caches
 	@.ci/quickstart --clone $(if $(COLD),--cold)
 
 clean: ## remove what was built; the data stays
-	@rm -rf $(DIST) $(BIN)
+	@rm -rf '$(DIST)' '$(BIN)'
 
 ## Test
 
@@ -65,16 +67,16 @@ lint: ## go vet and staticcheck
 ## Measure
 
 bench: setup stage ## one table, ratios first, of what is promised of speed and size: QUICK=1 ONLY=A,B STRICT=1; ONLY=P beside peers
-	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench
-	@if [[ ",$(ONLY)," = *,[Pp],* ]]; then mkdir -p $(BIN) && cd handler/cmd/peers && $(BUILD) -o $(abspath $(BIN))/peers .; fi
-	@$(BIN)/bench -handler $(DIST)/handler -peers $(BIN)/peers $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(STRICT),-strict)
+	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/bench' ./handler/cmd/bench
+	@if [[ ",$(ONLY)," = *,[Pp],* ]]; then bin=$$(cd '$(BIN)' && pwd) && cd handler/cmd/peers && $(BUILD) -o "$$bin/peers" .; fi
+	@'$(BIN)/bench' -handler '$(DIST)/handler' -peers '$(BIN)/peers' $(if $(QUICK),-quick) $(if $(ONLY),-only '$(ONLY)') $(if $(STRICT),-strict)
 
 bench-start: stage ## handler start to first answered request, 100 starts; fails over 10 ms at p50
-	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/bench ./handler/cmd/bench && $(BIN)/bench -handler $(DIST)/handler -only E -starts 100 -strict
+	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/bench' ./handler/cmd/bench && '$(BIN)/bench' -handler '$(DIST)/handler' -only E -starts 100 -strict
 
 loadtest: stage ## 10,000 users, 35,000 invocations, report in loadtest.html: PACE=published PROCESSES=200 NAIVE=1
-	@mkdir -p $(BIN) && $(BUILD) -o $(BIN)/localhost ./handler/cmd/localhost && $(BUILD) -o $(BIN)/loadtest ./handler/cmd/loadtest
-	@$(BIN)/loadtest $(if $(PACE),-pace $(PACE)) $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(NAIVE),-naive)
+	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/localhost' ./handler/cmd/localhost && $(BUILD) -o '$(BIN)/loadtest' ./handler/cmd/loadtest
+	@'$(BIN)/loadtest' $(if $(PACE),-pace '$(PACE)') $(if $(PROCESSES),-processes '$(PROCESSES)') $(if $(NAIVE),-naive)
 
 bench-azure: setup ## deadline to Service Bus, relay rate, Cosmos cost, on the stand-ins of the tests: BENCH=Relay IDLE=10m
 	@set -o pipefail; go test ./handler/azuretest -run '^$$' -bench '$(or $(BENCH),.)' -benchtime 1x -timeout 60m -args -idle $(or $(IDLE),0s) \
@@ -87,10 +89,10 @@ INFRA_CHECK ?= infra-check
 
 package: ## make bin/userconnectivity.zip, the package for Azure
 	@GOOS=linux GOARCH=amd64 $(MAKE) --no-print-directory stage
-	@mkdir -p $(BIN) && go run ./handler/cmd/package -o $(BIN)/userconnectivity.zip $(DIST)
+	@mkdir -p '$(BIN)' && go run ./handler/cmd/package -o '$(BIN)/userconnectivity.zip' '$(DIST)'
 
 publish: package ## publish the package to one function app: APP=name
-	@sh infra/publish/publish.sh '$(APP)' $(BIN)/userconnectivity.zip $(DIST)
+	@sh infra/publish/publish.sh '$(APP)' '$(BIN)/userconnectivity.zip' '$(DIST)'
 
 rollback: ## go back to the package before: APP=name
 	@sh infra/publish/rollback.sh '$(APP)'

@@ -102,7 +102,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Replayer: work,
 		Worker:   work,
 		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
-		Listener: a.listener,
+		Listener: a,
 		Health:   a,
 		Metrics:  a,
 		Version:  version,
@@ -300,8 +300,7 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	})
 	if cfg.Listener {
 		g.Go(func() error {
-			a.listener.Run(ctx)
-			return nil
+			return a.listener.Run(ctx)
 		})
 		if checker, ok := a.sender.(queueChecker); ok {
 			g.Go(func() error {

@@ -4,11 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"userconnectivity/handler/expiry"
 )
 
 // version is set by the build.
@@ -32,14 +35,28 @@ func tuneGC() {
 	}
 }
 
+// exitRestart asks the host for a new process at once, which does not count as a crash.
+const exitRestart = 200
+
 func main() {
 	tuneGC()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.LookupEnv, os.Stdout); err != nil {
+	err := run(ctx, os.LookupEnv, os.Stdout)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "handler:", err)
-		os.Exit(1)
 	}
-	// Never 0: the host takes that as a wish to stay away and starts no other process (design D10).
-	os.Exit(2)
+	os.Exit(exitCode(err))
+}
+
+// exitCode is what the process ends with. It is never 0: the host takes that as a wish to stay away and starts no other
+// process (design D10).
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 2
+	case errors.Is(err, expiry.ErrStuck):
+		return exitRestart
+	}
+	return 1
 }

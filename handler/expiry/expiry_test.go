@@ -92,7 +92,11 @@ func (b *bench) listen(consumer string) (l *expiry.Listener, stop func()) {
 	l = expiry.NewListener(client, store, relay, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
+	wg.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			b.t.Errorf("the listener ended with %v", err)
+		}
+	})
 	wg.Go(func() {
 		subscribed := func() {
 			l.RingAll()
@@ -370,9 +374,6 @@ func TestQueueIsDown(t *testing.T) {
 		t.Errorf("something but failed sends happened: %q", b.happened())
 	}
 	b.until("the oldest entry's age is measured", func() bool { return l.State().Oldest > 0 })
-	if lines := l.Supervise(time.Now()); !slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, "the relay fails: ") }) {
-		t.Errorf("the report says %q", lines)
-	}
 	b.on("send", nil)
 	b.settled(4)
 	b.chains()
@@ -597,9 +598,6 @@ func TestRedisGoesAway(t *testing.T) {
 	subscriptions := b.subscriptions.Load()
 	server.Kill()
 	b.until("the sweep fails", func() bool { return l.State().SweepError != "" })
-	if lines := l.Supervise(time.Now()); !slices.ContainsFunc(lines, func(s string) bool { return strings.HasPrefix(s, "the sweep fails: ") }) {
-		t.Errorf("the report says %q", lines)
-	}
 	if err := server.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -620,42 +618,6 @@ func TestRedisGoesAway(t *testing.T) {
 	rings := l.State().Rings
 	b.ringBell()
 	b.until("the bell rings again", func() bool { return l.State().Rings > rings })
-}
-
-// TestSupervise begins the loops anew only when no sweep succeeded for too long.
-func TestSupervise(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	l, _ := b.listen("one")
-	b.until("it sweeps", func() bool { return l.State().Sweeps > 0 })
-	started := l.State().Started
-	lines := l.Supervise(time.Now())
-	if len(lines) != 1 || !strings.HasPrefix(lines[0], "sweeps ") || !l.State().Started.Equal(started) {
-		t.Errorf("a listener that is well: %q", lines)
-	}
-	lines = l.Supervise(time.Now().Add(time.Hour)) // as if it had been stuck since
-	if !slices.Contains(lines, "the loops were begun anew") {
-		t.Errorf("a listener that is stuck: %q", lines)
-	}
-	b.until("the loops began anew", func() bool { return l.State().Started.After(started) })
-	b.beat("ann", 5*time.Second)
-	b.pass(6 * time.Second)
-	b.settled(2)
-	b.chains()
-}
-
-// TestSuperviseBeforeTheStart: the timer may call at any moment.
-func TestSuperviseBeforeTheStart(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	client, store := b.connect()
-	l := expiry.NewListener(client, store, expiry.NewRelay(store.Outbox("one"), partitions, b, b, codec, queue.Destinations{Events: "events-topic"}, slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
-	if lines := l.Supervise(time.Now()); len(lines) != 1 || !strings.Contains(lines[0], "never") {
-		t.Errorf("%q", lines)
-	}
-	if s := l.State(); s.Running || s.Notifications != redisstore.NotificationsUnknown {
-		t.Errorf("%+v", s)
-	}
 }
 
 // TestNothingIsLeftRunning runs alone: it looks at every goroutine of the process.

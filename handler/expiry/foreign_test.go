@@ -392,9 +392,6 @@ func TestForeignKeysWhileRedisFails(t *testing.T) {
 	l, _ := b.listenTo("one", q, b.prefix+":*=keys")
 	b.expire(b.prefix + ":k")
 	b.until("it is counted", func() bool { f := l.State().Foreign; return f.Dropped == 1 && strings.Contains(f.Error, "WRONGTYPE") })
-	if lines := l.Supervise(time.Now()); !slices.ContainsFunc(lines, func(s string) bool { return strings.HasPrefix(s, "foreign keys cannot be reported: ") }) {
-		t.Errorf("the report says %q", lines)
-	}
 	for p := range partitions {
 		b.raw.Del(ctx, b.key(p, "listener"))
 	}

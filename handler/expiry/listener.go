@@ -31,8 +31,6 @@ const (
 	settingsCheck = 15 * time.Second
 	// reportEvery is how often the listener logs how it is.
 	reportEvery = time.Minute
-	// stuckAfter is how old the last sweep may be before Supervise begins anew.
-	stuckAfter = 30 * time.Second
 )
 
 // Listener wakes for each deadline and for each expired event, and sweeps. The deadline index is the truth;
@@ -48,9 +46,10 @@ type Listener struct {
 	plan    []plan    // by partition; only the sweep uses it
 	looked  time.Time // when the sweep last looked at every partition
 
-	mu      sync.Mutex
-	state   State
-	restart context.CancelFunc
+	watchdog watchdog
+
+	mu    sync.Mutex
+	state State
 }
 
 // plan is what the sweep knows of a partition.
@@ -101,33 +100,8 @@ func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.
 		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions()),
 	}
 	l.state.Notifications = redisstore.NotificationsUnknown
+	l.watchdog.made, l.watchdog.lookEvery = time.Now(), lookEvery
 	return l
-}
-
-// Run sweeps and relays until ctx ends. No fault of Redis, of the queue or of the event log ends it.
-func (l *Listener) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		run, cancel := context.WithCancel(ctx)
-		l.mu.Lock()
-		l.state.Running, l.state.Started, l.restart = true, time.Now(), cancel
-		l.mu.Unlock()
-		g, run := errgroup.WithContext(run)
-		loops := map[string]func(context.Context){"sweep": l.sweepLoop, "relay": l.relay.loop, "settings": l.settingsLoop}
-		if l.relay.to.Routes != "" {
-			loops["foreign keys"] = l.foreignLoop
-		}
-		for name, loop := range loops {
-			g.Go(func() error {
-				l.guard(run, name, loop)
-				return nil
-			})
-		}
-		_ = g.Wait() // the loops return nothing: they end with run
-		cancel()
-	}
-	l.mu.Lock()
-	l.state.Running = false
-	l.mu.Unlock()
 }
 
 // guard runs a loop, and runs it again after a panic: a fault in one event must not end the listener.
@@ -163,6 +137,7 @@ func (l *Listener) sweepLoop(ctx context.Context) {
 func (l *Listener) sweep(ctx context.Context) time.Duration {
 	for partitions := l.toLookAt(time.Now()); len(partitions) > 0; {
 		due, err := l.claimDue(ctx, partitions)
+		l.watchdog.sweep.Add(1)
 		now := time.Now()
 		partitions = partitions[:0]
 		for _, d := range due {
@@ -352,6 +327,7 @@ func (l *Listener) settingsLoop(ctx context.Context) {
 			reported = now
 		}
 		told = l.tell(ctx, told, report)
+		l.watchdog.settings.Add(1)
 		sleep(ctx, time.Second)
 	}
 }
@@ -406,37 +382,6 @@ func (l *Listener) State() State {
 	l.mu.Unlock()
 	s.Relayed, s.RelayError = l.relay.progress()
 	return s
-}
-
-// Supervise begins the loops anew when no sweep has succeeded for too long, and returns lines that say what
-// the listener did. The host's timer calls it; nothing depends on the call.
-func (l *Listener) Supervise(now time.Time) []string {
-	s := l.State()
-	lines := []string{fmt.Sprintf("sweeps %d, claimed %d, relayed %d, in the outbox %d, last sweep %s ago, notifications %s",
-		s.Sweeps, s.Claimed, s.Relayed, s.Outbox, sinceText(now, s.LastSweep), s.Notifications)}
-	if s.SweepError != "" {
-		lines = append(lines, "the sweep fails: "+s.SweepError)
-	}
-	if s.Foreign.Error != "" {
-		lines = append(lines, "foreign keys cannot be reported: "+s.Foreign.Error)
-	}
-	if s.RelayError != "" {
-		lines = append(lines, "the relay fails: "+s.RelayError)
-	}
-	if s.Running && now.Sub(s.Started) > stuckAfter && s.Lag(now) > stuckAfter {
-		l.mu.Lock()
-		l.restart()
-		l.mu.Unlock()
-		lines = append(lines, "the loops were begun anew")
-	}
-	return lines
-}
-
-func sinceText(now, t time.Time) string {
-	if t.IsZero() {
-		return "never"
-	}
-	return now.Sub(t).Round(time.Millisecond).String()
 }
 
 // sleep waits for d or the end of ctx.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,7 +45,7 @@ func checkQueueName(name string) error {
 }
 
 // broker keeps queues in a SQLite file: peek-lock, delivery count, dead letter and duplicate detection. A queue
-// is there as soon as its name is used. Only one process at a time can open the file.
+// is there once something was sent to it. Only one process at a time can open the file.
 type broker struct {
 	db               *sql.DB
 	lockDuration     time.Duration
@@ -124,7 +125,9 @@ CREATE TABLE IF NOT EXISTS recent_ids (
 	at    INTEGER NOT NULL,                    -- Unix milliseconds
 	PRIMARY KEY (queue, id)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS recent_ids_at ON recent_ids (at);`
+CREATE INDEX IF NOT EXISTS recent_ids_at ON recent_ids (at);
+CREATE TABLE IF NOT EXISTS queues (name TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT OR IGNORE INTO queues SELECT DISTINCT queue FROM messages WHERE queue NOT LIKE '%/%'; -- of a file without them`
 
 const messageColumns = `seq, id, subject, session_id, content_type, properties, body, enqueued_at, deliveries, dead_reason, dead_detail`
 
@@ -132,7 +135,8 @@ const messageColumns = `seq, id, subject, session_id, content_type, properties, 
 // while another process has the file open. maxDeliveryCount and lockDuration are at least 1.
 func openBroker(ctx context.Context, path string, lockDuration time.Duration, maxDeliveryCount int) (*broker, error) {
 	// One connection that never lets go of the file: the lock also tells that the data folder is in use.
-	db, err := sql.Open("sqlite", path+"?_pragma=locking_mode(EXCLUSIVE)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_txlock=immediate")
+	file := url.URL{Scheme: "file", Path: path} // escaped: a question mark in a path would end it
+	db, err := sql.Open("sqlite", file.String()+"?_pragma=locking_mode(EXCLUSIVE)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_txlock=immediate")
 	if err != nil {
 		return nil, fmt.Errorf("open queues: %w", err)
 	}
@@ -162,6 +166,9 @@ func (b *broker) close() error { return b.db.Close() }
 func (b *broker) enqueue(ctx context.Context, queue string, messages []message) error {
 	now := b.now()
 	err := b.inTx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO queues (name) VALUES (?)`, queue); err != nil {
+			return err
+		}
 		forgotten := now.Add(-duplicateWindow).UnixMilli()
 		if _, err := tx.ExecContext(ctx, `DELETE FROM recent_ids WHERE at <= ?`, forgotten); err != nil {
 			return err
@@ -306,6 +313,26 @@ func (b *broker) buryDead(ctx context.Context, tx *sql.Tx, queue string, now tim
 		return 0, err
 	}
 	return result.RowsAffected()
+}
+
+// queues returns the names of all queues that were ever sent to.
+func (b *broker) queues(ctx context.Context) (names []string, err error) {
+	rows, err := b.db.QueryContext(ctx, `SELECT name FROM queues`)
+	if err != nil {
+		return nil, fmt.Errorf("list queues: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, fmt.Errorf("list queues: %w", err)
+		}
+		names = append(names, name)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list queues: %w", err)
+	}
+	return names, nil
 }
 
 // counts counts the messages of a queue.

@@ -1,11 +1,13 @@
 package localhost
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -35,13 +37,84 @@ type wireMessage struct {
 	DeadLetterReason string                     `json:"deadLetterReason,omitempty"`
 }
 
-// handler serves the broker: POST and GET {queue}/messages, GET {queue}.
-func (b *broker) handler() http.Handler {
+// queuesCalls says what can be asked of the broker.
+const queuesCalls = "the embedded queues take GET " + queuesPath + ", GET " + queuesPath + "/{queue}, GET " + queuesPath +
+	"/{queue}/messages?limit= and POST " + queuesPath + "/{queue}/messages; a dead-letter queue is {queue}%2F$deadletterqueue"
+
+// queueServer serves the broker over HTTP. The declared queues are there without a message, too.
+type queueServer struct {
+	*broker
+	declared []string
+}
+
+func (b *broker) handler(declared []string) http.Handler {
+	s := queueServer{b, declared}
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+queuesPath, s.serveList)
+	mux.HandleFunc("GET "+queuesPath+"/{$}", s.serveList)
 	mux.HandleFunc("POST "+queuesPath+"/{queue}/messages", b.serveEnqueue)
-	mux.HandleFunc("GET "+queuesPath+"/{queue}/messages", b.servePeek)
-	mux.HandleFunc("GET "+queuesPath+"/{queue}", b.serveCounts)
+	mux.HandleFunc("GET "+queuesPath+"/{queue}/messages", s.known(b.servePeek))
+	mux.HandleFunc("GET "+queuesPath+"/{queue}", s.known(b.serveCounts))
+	for path, allowed := range map[string]string{"": "GET", "/{$}": "GET", "/{queue}": "GET", "/{queue}/messages": "GET, POST"} {
+		mux.HandleFunc(queuesPath+path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", allowed)
+			problem(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s does not take %s: %s", r.URL.Path, r.Method, queuesCalls))
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		problem(w, http.StatusNotFound, fmt.Sprintf("there is no %s %s: %s", r.Method, r.URL.Path, queuesCalls))
+	})
 	return mux
+}
+
+// names returns the names of the queues that there are, in order.
+func (s queueServer) names(ctx context.Context) ([]string, error) {
+	names, err := s.queues(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, s.declared...)
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// known answers 404 for a queue that does not exist: a name that is misspelt would look empty for ever.
+func (s queueServer) known(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		queue := r.PathValue("queue")
+		if err := checkQueueName(queue); err != nil {
+			problem(w, http.StatusBadRequest, err.Error())
+			return
+		}
+		names, err := s.names(r.Context())
+		if err != nil {
+			problem(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+		if !slices.Contains(names, strings.TrimSuffix(queue, deadLetterSuffix)) {
+			problem(w, http.StatusNotFound, fmt.Sprintf("there is no queue %s; there are %s", queue, strings.Join(names, ", ")))
+			return
+		}
+		next(w, r)
+	}
+}
+
+func (s queueServer) serveList(w http.ResponseWriter, r *http.Request) {
+	names, err := s.names(r.Context())
+	if err != nil {
+		problem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	list := make([]map[string]any, len(names))
+	for i, name := range names {
+		c, err := s.counts(r.Context(), name)
+		if err != nil {
+			problem(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+		list[i] = c.wire(name)
+	}
+	answer(w, http.StatusOK, map[string]any{"queues": list})
 }
 
 func (b *broker) serveEnqueue(w http.ResponseWriter, r *http.Request) {
@@ -95,10 +168,6 @@ func (b *broker) serveEnqueue(w http.ResponseWriter, r *http.Request) {
 
 func (b *broker) servePeek(w http.ResponseWriter, r *http.Request) {
 	queue, limit := r.PathValue("queue"), defaultPeek
-	if err := checkQueueName(queue); err != nil {
-		problem(w, http.StatusBadRequest, err.Error())
-		return
-	}
 	if text := r.URL.Query().Get("limit"); text != "" {
 		var err error
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxPeek {
@@ -127,16 +196,16 @@ func (b *broker) servePeek(w http.ResponseWriter, r *http.Request) {
 
 func (b *broker) serveCounts(w http.ResponseWriter, r *http.Request) {
 	queue := r.PathValue("queue")
-	if err := checkQueueName(queue); err != nil {
-		problem(w, http.StatusBadRequest, err.Error())
-		return
-	}
 	c, err := b.counts(r.Context(), queue)
 	if err != nil {
 		problem(w, http.StatusInternalServerError, err.Error())
 		return
 	}
-	answer(w, http.StatusOK, map[string]any{"queue": queue, "active": c.Active, "locked": c.Locked, "deadLetter": c.DeadLetter})
+	answer(w, http.StatusOK, c.wire(queue))
+}
+
+func (c queueCounts) wire(queue string) map[string]any {
+	return map[string]any{"queue": queue, "active": c.Active, "locked": c.Locked, "deadLetter": c.DeadLetter}
 }
 
 func answer(w http.ResponseWriter, status int, v any) {

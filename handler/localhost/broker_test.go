@@ -275,7 +275,7 @@ func TestBrokerAPI(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, filepath.Join(t.TempDir(), "q.db"), time.Minute, 1)
 	b.now = func() time.Time { return testTime }
-	server := httptest.NewServer(b.handler())
+	server := httptest.NewServer(b.handler([]string{"declared", "events"}))
 	t.Cleanup(server.Close)
 	const jsonBody = "application/json"
 	many := `{"messages":[` + strings.TrimSuffix(strings.Repeat(`{"id":"x"},`, 1001), ",") + `]}`
@@ -287,9 +287,18 @@ func TestBrokerAPI(t *testing.T) {
 		{"POST", "/events/messages", jsonBody, `{"messages":[{"id":"1","subject":"s","sessionId":"u","contentType":"t","properties":{"n":9007199254740993,"b":true,"s":"x"},"body":"AAE="},{"id":"2"},{"id":"1"}]}`, 201, `{"accepted":3}`},
 		{"GET", "/events", "", "", 200, `{"active":2,"deadLetter":0,"locked":0,"queue":"events"}`},
 		{"GET", "/events/messages?limit=1", "", "", 200, `{"messages":[{"id":"1","subject":"s","sessionId":"u","contentType":"t","properties":{"b":true,"n":9007199254740993,"s":"x"},"body":"AAE=","deliveryCount":0,"enqueuedAt":"2026-01-15T10:00:00.000Z"}]}`},
-		{"GET", "/nobody-used-it", "", "", 200, `{"active":0,"deadLetter":0,"locked":0,"queue":"nobody-used-it"}`},
-		{"GET", "/nobody-used-it/messages", "", "", 200, `{"messages":[]}`},
+		{"GET", "/declared", "", "", 200, `{"active":0,"deadLetter":0,"locked":0,"queue":"declared"}`},
+		{"GET", "/declared/messages", "", "", 200, `{"messages":[]}`},
+		{"GET", "/declared%2F$deadletterqueue/messages", "", "", 200, `{"messages":[]}`},
+		{"GET", "/misspelt", "", "", 404, "there is no queue misspelt; there are declared, events"},
+		{"GET", "/misspelt/messages", "", "", 404, "there are declared, events"},
+		{"GET", "/misspelt%2F$deadletterqueue", "", "", 404, "there are declared, events"},
+		{"GET", "", "", "", 200, `{"queues":[{"active":0,"deadLetter":0,"locked":0,"queue":"declared"},{"active":2,"deadLetter":0,"locked":0,"queue":"events"}]}`},
 		{"POST", "/events-rejected/messages", jsonBody, `{"messages":[{"id":"1","body":""}]}`, 201, `{"accepted":1}`},
+		{"GET", "/events-rejected", "", "", 200, `{"active":1,"deadLetter":0,"locked":0,"queue":"events-rejected"}`},
+		{"GET", "/", "", "", 200, `{"queues":[{"active":0,"deadLetter":0,"locked":0,"queue":"declared"},{"active":2,"deadLetter":0,"locked":0,"queue":"events"},{"active":1,"deadLetter":0,"locked":0,"queue":"events-rejected"}]}`},
+		{"GET", "/events/nothing", "", "", 404, "POST /local/queues/{queue}/messages"},
+		{"POST", "", jsonBody, `{}`, 405, "GET /local/queues"},
 		{"POST", "/events%2F$deadletterqueue/messages", jsonBody, `{"messages":[{"id":"1"}]}`, 400, "nobody can send"},
 		{"POST", "/-bad/messages", jsonBody, `{"messages":[{"id":"1"}]}`, 400, "queue name"},
 		{"POST", "/a%2Fb/messages", jsonBody, `{"messages":[{"id":"1"}]}`, 400, "queue name"},
@@ -306,7 +315,7 @@ func TestBrokerAPI(t *testing.T) {
 		{"POST", "/events/messages", jsonBody, `{"messages":[{"id":"` + strings.Repeat("x", 129) + `"}]}`, 400, "message 0"},
 		{"POST", "/events/messages", jsonBody, `{"messages":[{"id":"3","body":"` + strings.Repeat("A", 8<<20) + `"}]}`, 413, "cannot be read"},
 		{"GET", "/events/messages?limit=0", "", "", 400, "limit"},
-		{"DELETE", "/events", "", "", 405, ""},
+		{"DELETE", "/events", "", "", 405, "does not take DELETE"},
 		{"GET", "/events", "", "", 200, `{"active":2,"deadLetter":0,"locked":0,"queue":"events"}`}, // nothing of the bad ones is there
 	}
 	for _, s := range steps {
@@ -314,7 +323,7 @@ func TestBrokerAPI(t *testing.T) {
 		if resp.StatusCode != s.status || !strings.Contains(body, s.want) || s.status < 300 && body != s.want {
 			t.Errorf("%s %.60s: %d %.300s, want %d %s", s.method, s.target, resp.StatusCode, body, s.status, s.want)
 		}
-		if kind := resp.Header.Get("Content-Type"); s.status >= 400 && s.status != 405 && kind != "application/problem+json" {
+		if kind := resp.Header.Get("Content-Type"); s.status >= 400 && kind != "application/problem+json" {
 			t.Errorf("%s %.60s: content type %s", s.method, s.target, kind)
 		}
 	}

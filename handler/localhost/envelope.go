@@ -183,23 +183,3 @@ func orNull(s string) any {
 	}
 	return s
 }
-
-// scheduleStatus is what a monitored timer knows of its calls.
-type scheduleStatus struct{ Last, Next, LastUpdated string }
-
-func newScheduleStatus(last, next time.Time) *scheduleStatus {
-	at := last.Format(layoutArrayOffset)
-	if last.IsZero() {
-		at = last.UTC().Format(layoutArrayOffset)
-	}
-	return &scheduleStatus{Last: at, Next: next.Format(layoutArrayOffset), LastUpdated: at}
-}
-
-// timerEnvelope is the envelope of a call of a timer; status is nil without a monitor.
-func timerEnvelope(f *function, status *scheduleStatus, now time.Time) envelope {
-	return newEnvelope(f, map[string]any{
-		"Schedule":       map[string]bool{"AdjustForDST": f.schedule.adjustForDST()},
-		"ScheduleStatus": status,
-		"IsPastDue":      false,
-	}, now)
-}

@@ -1,10 +1,11 @@
 // Package localhost is a small stand-in for the Azure Functions host: it runs a staged function app with a custom
-// handler on one machine, with nothing of Azure around it. It starts the handler and passes HTTP requests,
-// timer ticks and queue messages to it in the form, and judges the replies by the rules, that were recorded
-// from the real host. Queues are embedded and persisted; Redis is a server of its own, or embedded.
+// handler on one machine, with nothing of Azure around it. It starts the handler and passes HTTP requests and
+// queue messages to it in the form, and judges the replies by the rules, that were recorded from the real host.
+// Queues are embedded and persisted; Redis is a server of its own, or embedded.
 //
-// It is for development and tests. It is not the Functions host: it knows HTTP (proxied), timer and Service Bus
-// queue triggers and no output bindings, does not scale, and trusts everybody on the loopback interface.
+// It is for development and tests. It is not the Functions host: it knows HTTP (proxied) and Service Bus queue
+// triggers and no output bindings, does not scale, and trusts everybody on the loopback interface. It calls no
+// timers: one would take the Functions host down with the storage account that holds its lease.
 package localhost
 
 import (
@@ -141,9 +142,6 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	if file := h.options.ReadyFile; file != "" {
 		defer os.Remove(file)
 	}
-	if h.app.settings["ServiceBusConnection"] != "" {
-		h.log.Warn("ServiceBusConnection is set, but this host receives from its embedded queues only")
-	}
 	return h.serve(ctx)
 }
 
@@ -180,28 +178,27 @@ func (h *Host) serve(ctx context.Context) error {
 	processEnded := make(chan error, 1)
 	go func() { processEnded <- h.process.run(running) }()
 
-	mux := h.broker.handler()
+	mux := h.broker.handler(h.app.queues())
 	server := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.URL.Path, queuesPath+"/") {
+		Handler: withinLimits(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == queuesPath || strings.HasPrefix(r.URL.Path, queuesPath+"/") {
 				mux.ServeHTTP(w, r)
 				return
 			}
 			h.serveFunction(w, r)
-		}),
+		})),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
+		ConnState:         beginRequest,
 		ErrorLog:          slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
 	serverEnded := make(chan error, 1)
-	go func() { serverEnded <- server.Serve(h.listener) }()
+	go func() { serverEnded <- server.Serve(lenientListener{h.listener}) }()
 
 	var triggers sync.WaitGroup
 	for _, f := range h.app.functions {
 		switch {
 		case !f.active():
-		case f.trigger.Type == "timerTrigger":
-			triggers.Go(func() { h.runTimer(stopping, f) })
 		case f.trigger.Type == "serviceBusTrigger":
 			triggers.Go(func() { h.runQueueTrigger(stopping, f) })
 		}
@@ -291,7 +288,11 @@ func (h *Host) url() string { return "http://" + h.listener.Addr().String() }
 
 // handlerReady tells everybody that the handler takes requests.
 func (h *Host) handlerReady(pid int) {
-	h.announce.Do(func() { h.printFunctions(h.options.Stdout) })
+	h.announce.Do(func() {
+		ctx, cancel := context.WithTimeout(h.calls, advicePatience)
+		defer cancel()
+		h.printFunctions(h.options.Stdout, h.advice(ctx))
+	})
 	h.mu.Lock()
 	h.handlerPID = pid
 	h.mu.Unlock()
@@ -319,8 +320,8 @@ func (h *Host) publish() {
 	}
 }
 
-// printFunctions lists what runs and where.
-func (h *Host) printFunctions(w io.Writer) {
+// printFunctions lists what runs and where, and then what is not well.
+func (h *Host) printFunctions(w io.Writer, advice []string) {
 	var b strings.Builder
 	b.WriteString("\nLocal host: a stand-in for the Azure Functions host, for development and tests.\n\nFunctions:\n")
 	example := ""
@@ -336,14 +337,18 @@ func (h *Host) printFunctions(w io.Writer) {
 			if strings.HasSuffix(f.route.template, "/heartbeat") && f.trigger.allows(http.MethodPost) {
 				example = h.example(f)
 			}
-		case f.trigger.Type == "timerTrigger":
-			fmt.Fprintf(&b, "timerTrigger %s\n", f.trigger.Schedule)
 		default:
 			fmt.Fprintf(&b, "%s %s\n", f.trigger.Type, f.trigger.QueueName)
 		}
 	}
 	fmt.Fprintf(&b, "\nRedis:  %s\nQueues: %s%s (persisted in %s)\nData:   %s\n", h.redis.describe(), h.url(), queuesPath,
 		filepath.Join(h.options.DataDir, "queues.db"), h.options.DataDir)
+	if len(advice) > 0 {
+		b.WriteString("\nNot well:\n")
+	}
+	for _, line := range advice {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
 	if example != "" {
 		fmt.Fprintf(&b, "\nTry:\n  %s\n", example)
 	}

@@ -28,6 +28,10 @@ var (
 	settingName  = regexp.MustCompile(`%([^%\s]+)%`)
 )
 
+// errTimer is the error of a timer. The local host does not call what brings the real one down.
+var errTimer = errors.New("a timer holds a lease in AzureWebJobsStorage, and the Functions host shuts down when that account " +
+	"cannot be reached: let the handler do it from its own start instead")
+
 // appPackage is a staged function app: host.json, the handler's binary and one folder per function.
 type appPackage struct {
 	dir                string
@@ -47,8 +51,7 @@ type appPackage struct {
 type function struct {
 	name     string
 	trigger  binding
-	route    route    // of an httpTrigger
-	schedule schedule // of a timerTrigger
+	route    route // of an httpTrigger
 	disabled bool
 	err      error
 }
@@ -70,10 +73,6 @@ type binding struct {
 	TopicName   string `json:"topicName"`
 	Cardinality string `json:"cardinality"`
 	DataType    string `json:"dataType"`
-	// timerTrigger
-	Schedule     string `json:"schedule"`
-	RunOnStartup bool   `json:"runOnStartup"`
-	UseMonitor   *bool  `json:"useMonitor"`
 }
 
 type hostFile struct {
@@ -213,7 +212,7 @@ func (p *appPackage) readBindings(f *function, bindings []binding) error {
 	case "httpTrigger":
 		return p.readHTTPTrigger(f, outputs)
 	case "timerTrigger":
-		return p.readTimerTrigger(f)
+		return errTimer
 	default:
 		return p.readQueueTrigger(f)
 	}
@@ -232,17 +231,6 @@ func (p *appPackage) readHTTPTrigger(f *function, outputs []binding) (err error)
 	if !p.proxying || len(outputs) != 1 {
 		return errors.New("the local host passes HTTP on in proxying mode only: it needs " +
 			"enableProxyingHttpRequest and no binding but httpTrigger and http")
-	}
-	return nil
-}
-
-func (p *appPackage) readTimerTrigger(f *function) error {
-	text, err := p.expand(f.trigger.Schedule)
-	if err == nil {
-		f.schedule, err = parseSchedule(text)
-	}
-	if err != nil {
-		return fmt.Errorf("schedule: %w", err)
 	}
 	return nil
 }
@@ -275,6 +263,25 @@ func (p *appPackage) readQueueTrigger(f *function) (err error) {
 		return fmt.Errorf("dataType %q is not string or binary", f.trigger.DataType)
 	}
 	return nil
+}
+
+// queues returns the names of the queues that the package receives from and sends to, and of those beside them for what
+// can never succeed. Dead letters are part of their queue.
+func (p *appPackage) queues() []string {
+	var names []string
+	add := func(name string) {
+		name = strings.TrimSuffix(name, deadLetterSuffix)
+		names = append(names, name, name+"-rejected")
+	}
+	for _, f := range p.functions {
+		if f.trigger.Type == "serviceBusTrigger" && f.err == nil {
+			add(f.trigger.QueueName)
+		}
+	}
+	if events := p.settings["EVENTS_QUEUE"]; checkQueueName(events) == nil {
+		add(events)
+	}
+	return names
 }
 
 // expand replaces each %NAME% with the setting of that name.

@@ -8,8 +8,6 @@ import (
 	"time"
 )
 
-const timerFunction = `{"bindings":[{"type":"timerTrigger","direction":"in","name":"timer","schedule":%q}]}`
-
 func fn(format, arg string) string { return strings.Replace(format, "%q", `"`+arg+`"`, 1) }
 
 func TestFunctionsInError(t *testing.T) {
@@ -18,11 +16,8 @@ func TestFunctionsInError(t *testing.T) {
 		"unknown type":      {`{"bindings":[{"type":"blobTrigger","direction":"in","name":"b"}]}`, "blobTrigger"},
 		"two triggers":      {`{"bindings":[{"type":"timerTrigger","name":"a","schedule":"* * * * * *"},{"type":"timerTrigger","name":"b","schedule":"* * * * * *"}]}`, "2 triggers"},
 		"no trigger":        {`{"bindings":[]}`, "0 triggers"},
-		"bad cron":          {fn(timerFunction, "0 0 25 * * *"), "25"},
-		"cron of 4 fields":  {fn(timerFunction, "* * * *"), "cron"},
-		"cron of 7 fields":  {fn(timerFunction, "0 0 0 1 1 * 2027"), "cron"},
-		"cron macro":        {fn(timerFunction, "@hourly"), "cron"},
-		"unset setting":     {fn(timerFunction, "%MISSING%"), "%MISSING%"},
+		"timer":             {`{"bindings":[{"type":"timerTrigger","name":"timer","schedule":"0 */5 * * * *"}]}`, "AzureWebJobsStorage"},
+		"unset setting":     {queueFunction("%MISSING%", "one", "string"), "%MISSING%"},
 		"bad JSON":          {`{`, "parse"},
 		"underscore":        {`{"bindings":[{"type":"timerTrigger","name":"a_b","schedule":"* * * * * *"}]}`, "a_b"},
 		"many without type": {queueFunction("q", "many", ""), "dataType"},

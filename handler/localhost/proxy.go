@@ -1,6 +1,7 @@
 package localhost
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -51,23 +52,64 @@ func (h *Host) serveFunction(w http.ResponseWriter, r *http.Request) {
 	}
 	f := h.router.find(r.Method, path)
 	switch {
+	case strings.EqualFold(path[0], "admin"), strings.EqualFold(path[0], "runtime"):
+		w.WriteHeader(http.StatusForbidden)
+	case f == nil && r.URL.Path == "/":
+		h.serveHomepage(w)
 	case f == nil:
 		w.WriteHeader(http.StatusNotFound)
 	case !authorized(r, f, h.options.AuthKey):
 		w.WriteHeader(http.StatusUnauthorized)
-	case !ascii(r.Header), r.ContentLength > maxRequestBytes:
+	case !ascii(r.Header), r.ContentLength > maxRequestBytes, r.Host == "":
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
-		ctx, cancel := context.WithCancel(r.Context())
-		defer cancel()
-		x := &exchange{path: path, cancel: cancel, forget: func() bool { return false }}
-		defer func() { x.forget() }()
-		r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
-		if r.ContentLength != 0 {
-			r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
-		}
-		h.proxy.ServeHTTP(w, r)
+		h.passOn(w, r, path)
 	}
+}
+
+// serveHomepage is what the Functions host answers to GET / when no function does.
+func (h *Host) serveHomepage(w http.ResponseWriter) {
+	if h.app.isTrue("AzureWebJobsDisableHomepage") {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html")
+	_, _ = io.WriteString(w, homepage) // the client may have gone
+}
+
+const homepage = `<!DOCTYPE html>
+<html lang="en"><head><title>Local host</title></head>
+<body><h1>The function app is up and running</h1><p>This is the local host. Its output lists the functions.</p></body></html>
+`
+
+// passOn passes a request on to the handler. One that takes longer than functionTimeout has the handler killed, and
+// all its other requests with it.
+func (h *Host) passOn(w http.ResponseWriter, r *http.Request, path []string) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	x := &exchange{path: path, cancel: cancel, forget: func() bool { return false }}
+	defer func() { x.forget() }()
+	r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
+	switch {
+	case r.ContentLength > 0: // the handler gets it when all of it is there
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	case r.ContentLength < 0:
+		r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
+	}
+	if timeout := h.app.functionTimeout; timeout > 0 {
+		defer time.AfterFunc(timeout, func() {
+			if generation, err := h.process.waitReady(ctx); err == nil {
+				h.log.Error("request timed out: the handler is killed", "method", r.Method, "path", r.URL.Path, "timeout", timeout)
+				h.process.restart(generation)
+			}
+		}).Stop()
+	}
+	h.proxy.ServeHTTP(w, r)
 }
 
 // newProxy returns the proxy to the handler. It streams both ways and sets the headers that the host sets.
@@ -80,7 +122,7 @@ func newProxy(p *process, transport http.RoundTripper, stopping context.Context,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			path := r.In.Context().Value(exchangeKey{}).(*exchange).path
 			target, _ := url.Parse(p.url())
-			target.Path, target.RawPath = encodePath(path, strings.HasSuffix(r.In.URL.Path, "/"))
+			target.Path, target.RawPath = encodePath(path)
 			target.RawQuery, target.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
 			r.Out.URL, r.Out.Host = target, ""
 			r.SetXForwarded()

@@ -24,8 +24,8 @@ type RedisMode string
 
 // The modes of Redis.
 const (
-	// RedisAuto passes on REDIS_URL or REDIS_HOST when one is set; else it starts a redis-server from the PATH
-	// or, where there is none, an embedded miniredis.
+	// RedisAuto passes on REDIS_URL or REDIS_HOST when one is set; else it starts a redis-server or valkey-server from
+	// the PATH or, where there is none, an embedded miniredis.
 	RedisAuto RedisMode = "auto"
 	// RedisServer starts a redis-server, whatever is set.
 	RedisServer RedisMode = "server"
@@ -41,6 +41,7 @@ const (
 	redisProbePause   = 20 * time.Millisecond
 	minRedisPause     = 200 * time.Millisecond
 	maxRedisPause     = 5 * time.Second
+	maxLastWords      = 3 // lines: what is wrong, and what comes of it
 )
 
 // redis is the Redis of the handler.
@@ -57,7 +58,7 @@ type redis interface {
 func startRedis(ctx context.Context, o Options, settings map[string]string, log *slog.Logger, onRestart func()) (redis, error) {
 	mode := o.Redis
 	if mode == RedisAuto || mode == "" {
-		switch _, err := exec.LookPath("redis-server"); {
+		switch _, err := findRedisServer(); {
 		case settings["REDIS_URL"] != "" || settings["REDIS_HOST"] != "":
 			mode = RedisNone
 		case err == nil:
@@ -70,7 +71,7 @@ func startRedis(ctx context.Context, o Options, settings map[string]string, log 
 	case RedisServer:
 		return startRedisServer(ctx, filepath.Join(o.DataDir, "redis"), !o.NoRedisNotifications, log, onRestart)
 	case RedisMini:
-		return startMiniRedis()
+		return startMiniRedis(filepath.Join(o.DataDir, "redis"), log)
 	case RedisNone:
 		return externalRedis{}, nil
 	}
@@ -82,13 +83,14 @@ type externalRedis struct{}
 
 func (externalRedis) url() string      { return "" }
 func (externalRedis) pid() int         { return 0 }
-func (externalRedis) describe() string { return "as the settings say" }
+func (externalRedis) describe() string { return "the one that REDIS_URL or REDIS_HOST names" }
 func (externalRedis) stop()            {}
 func (externalRedis) kill()            {}
 
 // miniRedis lives in the host, so that it survives the handler.
 type miniRedis struct {
 	*miniredis.Miniredis
+	left   string // what a redis-server kept and is not loaded, "" for nothing
 	ending chan struct{}
 	ended  chan struct{}
 }
@@ -97,8 +99,13 @@ type miniRedis struct {
 // which a thousand users are enough to feel.
 const miniTick = 100 * time.Millisecond
 
-func startMiniRedis() (redis, error) {
-	m := miniRedis{miniredis.NewMiniRedis(), make(chan struct{}), make(chan struct{})}
+// startMiniRedis starts the embedded Redis. It says so when it leaves data in dir alone, which it cannot read.
+func startMiniRedis(dir string, log *slog.Logger) (redis, error) {
+	m := miniRedis{Miniredis: miniredis.NewMiniRedis(), ending: make(chan struct{}), ended: make(chan struct{})}
+	if hasRedisData(dir) {
+		m.left = fmt.Sprintf("the sessions that %s kept in %s are NOT loaded; with that server on the PATH they are", madeBy(dir), dir)
+		log.Warn("the embedded Redis starts empty: " + m.left)
+	}
 	if err := m.StartAddr("127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("start miniredis: %w", err)
 	}
@@ -126,7 +133,11 @@ func (m miniRedis) expire() {
 func (m miniRedis) url() string { return "redis://" + m.Addr() }
 func (m miniRedis) pid() int    { return 0 }
 func (m miniRedis) describe() string {
-	return m.url() + " (embedded miniredis: NOT persisted, sessions end with this host; with a redis-server on the PATH they are kept)"
+	text := m.url() + " (embedded miniredis: NOT persisted, sessions end with this host; with a redis-server on the PATH they are kept)"
+	if m.left != "" {
+		text += "\n        " + m.left
+	}
+	return text
 }
 
 func (m miniRedis) stop() {
@@ -138,11 +149,12 @@ func (m miniRedis) kill() {}
 
 // redisServer is a redis-server of our own. It is started again when it ends by itself.
 type redisServer struct {
-	path string
-	args []string
-	dir  string
-	port int
-	log  *slog.Logger
+	program redisProgram
+	keys    int // that it had when it first answered
+	args    []string
+	dir     string
+	port    int
+	log     *slog.Logger
 	// onRestart is called when the server answers again after it ended by itself.
 	onRestart func()
 
@@ -153,9 +165,16 @@ type redisServer struct {
 }
 
 func startRedisServer(ctx context.Context, dir string, notifications bool, log *slog.Logger, onRestart func()) (*redisServer, error) {
-	path, err := exec.LookPath("redis-server")
+	path, err := findRedisServer()
 	if err != nil {
 		return nil, fmt.Errorf("find redis-server: %w", err)
+	}
+	program, err := readProgram(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := program.mayLoad(dir); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of redis-server: %w", err)
@@ -164,7 +183,7 @@ func startRedisServer(ctx context.Context, dir string, notifications bool, log *
 	if err != nil {
 		return nil, err
 	}
-	s := &redisServer{path: path, dir: dir, port: port, log: log, onRestart: onRestart, ended: make(chan struct{})}
+	s := &redisServer{program: program, dir: dir, port: port, log: log, onRestart: onRestart, ended: make(chan struct{})}
 	s.args = []string{
 		"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no",
 		"--dir", dir, "--logfile", "redis.log", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec",
@@ -175,14 +194,30 @@ func startRedisServer(ctx context.Context, dir string, notifications bool, log *
 		// As on a server that lost the setting and does not allow CONFIG.
 		s.args = append(s.args, "--notify-keyspace-events", "", "--rename-command", "CONFIG", "")
 	}
+	hadData, before := hasRedisData(dir), madeBy(dir)
 	if err := s.start(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisStartTimeout)
 	defer cancel()
-	if err := s.waitReady(ctx); err != nil {
+	err = s.waitReady(ctx)
+	if err == nil {
+		s.keys, err = countKeys(ctx, port)
+	}
+	if err == nil {
+		err = program.sign(dir)
+	}
+	switch {
+	case err == nil:
+	case hadData && ctx.Err() == nil:
 		s.child.kill()
-		return nil, fmt.Errorf("start redis-server (see %s): %w", filepath.Join(dir, "redis.log"), err)
+		return nil, fmt.Errorf("%w: %w", program.cannotLoad(dir, before), err)
+	default:
+		s.child.kill()
+		return nil, fmt.Errorf("start %s: %w", program.path, err)
+	}
+	if hadData && s.keys == 0 && before != program.String() {
+		log.Warn("Redis is empty, though another server kept data here: look whether it expired", "kept_by", before, "loaded_by", program.String(), "folder", dir)
 	}
 	supervising, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -191,7 +226,7 @@ func startRedisServer(ctx context.Context, dir string, notifications bool, log *
 }
 
 func (s *redisServer) start() error {
-	c, err := startChild(exec.Command(s.path, s.args...))
+	c, err := startChild(exec.Command(s.program.path, s.args...))
 	if err != nil {
 		return fmt.Errorf("start redis-server: %w", err)
 	}
@@ -209,7 +244,7 @@ func (s *redisServer) waitReady(ctx context.Context) error {
 		}
 		select {
 		case <-s.child.done:
-			return errors.New("it ended: " + s.child.state.String())
+			return fmt.Errorf("it ended: %s%s", s.child.state, s.lastWords())
 		default:
 		}
 		if !wait(ctx, redisProbePause) {
@@ -219,23 +254,42 @@ func (s *redisServer) waitReady(ctx context.Context) error {
 }
 
 func ping(ctx context.Context, port int) error {
+	reply, err := askRedis(ctx, port, "PING")
+	if err == nil && reply != "+PONG" {
+		return errors.New(reply)
+	}
+	return err
+}
+
+// countKeys returns how many keys the server has.
+func countKeys(ctx context.Context, port int) (int, error) {
+	reply, err := askRedis(ctx, port, "DBSIZE")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(reply, ":"))
+	if err != nil {
+		return 0, fmt.Errorf("count the keys of Redis: it answers %q", reply)
+	}
+	return n, nil
+}
+
+// askRedis sends one command and returns the first line of the answer.
+func askRedis(ctx context.Context, port int, command string) (string, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(port))
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
-		return err
+	if _, err := conn.Write([]byte(command + "\r\n")); err != nil {
+		return "", err
 	}
 	reply, err := bufio.NewReader(conn).ReadString('\n')
-	if err == nil && strings.TrimSpace(reply) != "+PONG" {
-		return errors.New(strings.TrimSpace(reply))
-	}
-	return err
+	return strings.TrimSpace(reply), err
 }
 
 // supervise starts the server again when it ends, and stops it when ctx is done.
@@ -250,7 +304,7 @@ func (s *redisServer) supervise(ctx context.Context) {
 			return
 		case <-s.child.done:
 		}
-		s.log.Warn("redis-server ended and is started again", "how", s.child.state.String())
+		s.log.Warn("redis-server ended and is started again", "how", s.child.state.String()+s.lastWords())
 		if time.Since(started) > maxRedisPause {
 			pause = minRedisPause
 		}
@@ -268,7 +322,24 @@ func (s *redisServer) supervise(ctx context.Context) {
 
 func (s *redisServer) url() string { return "redis://127.0.0.1:" + strconv.Itoa(s.port) }
 func (s *redisServer) describe() string {
-	return s.url() + " (redis-server, persisted in " + s.dir + ")"
+	return fmt.Sprintf("%s (%s at %s, keys: %d, persisted in %s)", s.url(), s.program, s.program.path, s.keys, s.dir)
+}
+
+func (s *redisServer) logFile() string { return filepath.Join(s.dir, "redis.log") }
+
+// lastWords returns the last faults in the server's log, which say why it ended, and where the log is.
+func (s *redisServer) lastWords() string {
+	text, _ := os.ReadFile(s.logFile()) // without it only the place is told
+	var words []string
+	for line := range strings.Lines(string(text)) {
+		_, fault, found := strings.Cut(strings.TrimSpace(line), " # ")
+		// At the same level are hints about the machine, and how far it had come.
+		if found && !strings.HasPrefix(fault, "WARNING") && fault != "Configuration loaded" && fault != "Server initialized" {
+			words = append(words, fault)
+		}
+	}
+	words = words[max(0, len(words)-maxLastWords):]
+	return fmt.Sprintf(": %s (see %s)", strings.Join(words, "; "), s.logFile())
 }
 
 func (s *redisServer) pid() int {

@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // routeError is what is wrong with a route in a way that stops the whole Functions host.
@@ -109,8 +111,11 @@ func newRouter(functions []*function) *router {
 	return r
 }
 
-// find returns the function for a method and a decoded path, nil when there is none.
+// find returns the function for a method and a decoded path, nil when there is none. A slash at the end does not count.
 func (r *router) find(method string, path []string) *function {
+	if n := len(path); n > 0 && path[n-1] == "" {
+		path = path[:n-1]
+	}
 	for _, f := range r.functions {
 		if f.route.matches(path) && f.trigger.allows(method) {
 			return f
@@ -125,34 +130,66 @@ func (b binding) allows(method string) bool {
 		slices.ContainsFunc(*b.Methods, func(m string) bool { return strings.EqualFold(m, method) })
 }
 
-// decodePath splits the path of a request and decodes it as the Functions host does: dot segments are
-// resolved, and an encoded slash stays encoded, as the text %2F. Slashes at the end do not count.
+// decodePath splits the path of a request and decodes it as the Functions host does: dot segments are resolved, and
+// what stays as it is are an encoded slash, as the text %2F, and escapes that are no UTF-8. One slash at the end is an
+// empty last segment; empty ones elsewhere count as segments.
 func decodePath(u *url.URL) ([]string, error) {
 	var path []string
-	trimmed := strings.Trim(u.EscapedPath(), "/")
-	if trimmed == "" {
-		return nil, nil
-	}
-	keepSlash := strings.NewReplacer("%2F", "%252F", "%2f", "%252f")
-	for raw := range strings.SplitSeq(trimmed, "/") {
-		text, err := url.PathUnescape(keepSlash.Replace(raw))
-		if err != nil || strings.Contains(text, "\x00") {
-			return nil, fmt.Errorf("path segment %q cannot be decoded", raw)
+	slash := false // the path ends with one
+	for raw := range strings.SplitSeq(strings.TrimPrefix(u.EscapedPath(), "/"), "/") {
+		text := decodeSegment(raw)
+		if strings.Contains(text, "\x00") {
+			return nil, fmt.Errorf("path segment %q holds a NUL", raw)
 		}
-		switch text {
+		switch slash = true; text {
 		case ".":
 		case "..":
 			path = path[:max(0, len(path)-1)]
 		default:
-			path = append(path, text)
+			path, slash = append(path, text), false
 		}
+	}
+	if slash {
+		path = append(path, "")
 	}
 	return path, nil
 }
 
+// decodeSegment decodes the escapes of a path segment that are UTF-8 and no slash.
+func decodeSegment(raw string) string {
+	var text strings.Builder
+	for i := 0; i < len(raw); {
+		var escaped []byte // the bytes of the escapes from here on, up to one character
+		for at := i; len(escaped) < utf8.UTFMax && isEscape(raw[at:]); at += 3 {
+			b, _ := strconv.ParseUint(raw[at+1:at+3], 16, 8) // isEscape has looked
+			escaped = append(escaped, byte(b))
+		}
+		r, size := utf8.DecodeRune(escaped)
+		switch {
+		case len(escaped) == 0:
+			text.WriteByte(raw[i])
+			i++
+		case r == utf8.RuneError && size == 1, r == '/':
+			text.WriteString(raw[i : i+3])
+			i += 3
+		default:
+			text.Write(escaped[:size])
+			i += 3 * size
+		}
+	}
+	return text.String()
+}
+
+// isEscape reports whether s begins with a percent sign and two hexadecimal digits.
+func isEscape(s string) bool { return len(s) >= 3 && s[0] == '%' && isHex(s[1]) && isHex(s[2]) }
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}
+
 // encodePath is what the Functions host sends for a decoded path. As it encodes the percent sign again, an
 // encoded slash of the client arrives at the handler as %252F.
-func encodePath(path []string, trailingSlash bool) (decoded, encoded string) {
+func encodePath(path []string) (decoded, encoded string) {
 	const unreserved = "-._~!$&'()*+,;=:@"
 	var b strings.Builder
 	for _, s := range path {
@@ -165,10 +202,7 @@ func encodePath(path []string, trailingSlash bool) (decoded, encoded string) {
 			}
 		}
 	}
-	if decoded = "/" + strings.Join(path, "/"); trailingSlash && len(path) > 0 {
-		return decoded + "/", b.String() + "/"
-	}
-	return decoded, cmp.Or(b.String(), "/")
+	return "/" + strings.Join(path, "/"), b.String()
 }
 
 // methods returns the methods of an HTTP function for people to read.
@@ -179,11 +213,29 @@ func (b binding) methods() string {
 	return "[" + strings.ToUpper(strings.Join(*b.Methods, ",")) + "]"
 }
 
-// authorized reports whether r has the key that f asks for. Without a key of the host none is asked for.
+// authorized reports whether r has the key that f asks for, in the header or else in the query. Without a key of the
+// host none is asked for.
 func authorized(r *http.Request, f *function, key string) bool {
 	if key == "" || strings.EqualFold(f.trigger.AuthLevel, "anonymous") {
 		return true
 	}
-	given := cmp.Or(r.Header.Get("X-Functions-Key"), r.URL.Query().Get("code"))
-	return equalSecrets(given, key)
+	if given, ok := r.Header["X-Functions-Key"]; ok {
+		return equalSecrets(given[0], key)
+	}
+	return equalSecrets(code(r.URL.RawQuery), key)
+}
+
+// code returns the first key in a query; the letter case of its name does not count.
+func code(query string) string {
+	for part := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(part, "=")
+		if name, err := url.QueryUnescape(name); err != nil || !strings.EqualFold(name, "code") {
+			continue
+		}
+		if text, err := url.QueryUnescape(value); err == nil {
+			return text
+		}
+		return value
+	}
+	return ""
 }

@@ -49,6 +49,13 @@ func TestRouter(t *testing.T) {
 		"PATCH /api/all":                "all",
 		"GET /users/bob":                "",
 		"GET /":                         "",
+		"GET //api/users/bob":           "",
+		"GET /api//users/bob":           "rest",
+		"GET /api/users/bob//":          "rest",
+		"GET /api/users/bob/.":          "user",
+		"GET /api/users/bob/x/..":       "user",
+		"GET /api/users/%2E%2E/users/b": "user",
+		"GET /api/users/%25zz":          "user",
 	} {
 		method, target, _ := strings.Cut(request, " ")
 		u, err := url.ParseRequestURI(target)
@@ -81,6 +88,15 @@ func TestPathsAsTheHostSendsThem(t *testing.T) {
 		"/api/a/../b/./c":  "/api/b/c",
 		"/api/a/":          "/api/a/",
 		"/":                "/",
+		"/api/%25zz":       "/api/%25zz",
+		"/api/%ff":         "/api/%25ff",
+		"/api/%C3(":        "/api/%25C3(",
+		"/api/a%E2%82":     "/api/a%25E2%2582",
+		"/api/%E2%82%AC":   "/api/%E2%82%AC",
+		"/api/a/.":         "/api/a/",
+		"/api/a/b/..":      "/api/a/",
+		"/../api":          "/api",
+		"//api/a":          "//api/a",
 	} {
 		u, err := url.ParseRequestURI(in)
 		if err != nil {
@@ -91,7 +107,7 @@ func TestPathsAsTheHostSendsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := url.URL{}
-		out.Path, out.RawPath = encodePath(path, strings.HasSuffix(in, "/"))
+		out.Path, out.RawPath = encodePath(path)
 		if got := fmt.Sprint(out.RequestURI()); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
 		}

@@ -43,6 +43,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	good := calls()
 	good["Event"] = call{method: "GET", path: "/api/events/" + id}
 	good["Replay"] = call{method: "POST", path: "/api/events/" + id + "/replay"}
+	good["ExpirationListener"] = call{method: "GET", path: "/api/listener"}
 	good["Live"] = call{method: "GET", path: "/api/live"}
 	good["Health"] = call{method: "GET", path: "/api/health"}
 	good["Metrics"] = call{method: "GET", path: "/api/metrics"}
@@ -53,24 +54,32 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 		change(&c)
 		return c
 	}
+	hung := setup(t, func(h *triggers.Handlers) {
+		h.Listener = listener{hung: errors.New("hung"), silent: errors.New("hung")}
+	})
+	panickingListener := setup(t, func(h *triggers.Handlers) { h.Listener = failing{func(context.Context) error { panic("broken") }} })
 	type try struct {
 		bench *bench
 		call  call
 	}
 	tries := map[string]try{
-		"Heartbeat 202":  {deferred, good["Heartbeat"]},
-		"Leave 202":      {deferred, good["Leave"]},
-		"EndSession 202": {deferred, good["EndSession"]},
-		"Metrics 500":    {panicking, good["Metrics"]},
-		"Metrics 503":    {busy, good["Metrics"]},
-		"Heartbeat 409":  {b, call{method: "POST", path: "/api/heartbeat", body: object{"user": "full", "session": "more"}}},
-		"Leaves 200":     {b, call{method: "POST", path: "/api/leaves", body: object{"leaves": []object{{"user": ""}}}, loose: true}},
-		"Health 500":     {panicking, good["Health"]},
-		"Health 503":     {down, good["Health"]},
-		"Event 404":      {b, call{method: "GET", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1)}},
-		"Replay 404":     {b, call{method: "POST", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1) + "/replay"}},
-		"Replay 409":     {refusing, good["Replay"]},
-		"OpenApi 503":    {busy, good["OpenApi"]},
+		"Heartbeat 202":          {deferred, good["Heartbeat"]},
+		"Leave 202":              {deferred, good["Leave"]},
+		"EndSession 202":         {deferred, good["EndSession"]},
+		"Live 500":               {panickingListener, good["Live"]},
+		"Live 503":               {hung, good["Live"]},
+		"ExpirationListener 500": {panickingListener, good["ExpirationListener"]},
+		"ExpirationListener 503": {hung, good["ExpirationListener"]},
+		"Metrics 500":            {panicking, good["Metrics"]},
+		"Metrics 503":            {busy, good["Metrics"]},
+		"Heartbeat 409":          {b, call{method: "POST", path: "/api/heartbeat", body: object{"user": "full", "session": "more"}}},
+		"Leaves 200":             {b, call{method: "POST", path: "/api/leaves", body: object{"leaves": []object{{"user": ""}}}, loose: true}},
+		"Health 500":             {panicking, good["Health"]},
+		"Health 503":             {down, good["Health"]},
+		"Event 404":              {b, call{method: "GET", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1)}},
+		"Replay 404":             {b, call{method: "POST", path: "/api/events/" + presence.EventID("x", "x", presence.UserOnline, 1) + "/replay"}},
+		"Replay 409":             {refusing, good["Replay"]},
+		"OpenApi 503":            {busy, good["OpenApi"]},
 	}
 	success := map[string]int{"Leave": 204, "Leaves": 204, "EndSession": 204, "Replay": 202}
 	for name, c := range good {
@@ -79,7 +88,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 			status = 200
 		}
 		tries[fmt.Sprint(name, " ", status)] = try{b, c}
-		if name == "Live" || name == "Health" || name == "Metrics" || name == "OpenApi" {
+		if name == "ExpirationListener" || name == "Live" || name == "Health" || name == "Metrics" || name == "OpenApi" {
 			continue
 		}
 		tries[name+" 500"], tries[name+" 503"] = try{broken, c}, try{away, c}

@@ -80,7 +80,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 	h := triggers.Handlers{
 		Tracker: tracker, Events: b.records, Replayer: work, Worker: work,
 		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues, MaxDelivery: maxDelivery},
-		Listener: supervisor{}, Health: health{"redis": {"status": "ok", "partitions": partitions}},
+		Listener: listener{}, Health: health{"redis": {"status": "ok", "partitions": partitions}},
 		Metrics: meter("up 1\n"), Version: "test", Log: log,
 	}
 	for _, c := range change {
@@ -382,9 +382,17 @@ func (q *queues) in(name string) []queue.Message {
 	return messages
 }
 
-type supervisor []string
+// listener is that of a process: well, or with what is wrong with its loops and with its sweep.
+type listener struct{ hung, silent error }
 
-func (s supervisor) Supervise(time.Time) []string { return s }
+func (l listener) Live() error { return l.hung }
+
+func (l listener) Listener() (triggers.ListenerFigures, error) {
+	return triggers.ListenerFigures{
+		Instance: "app/one", StartedAt: "2026-03-01T08:15:00.000Z", LastSweepAt: "2026-03-01T08:15:31.000Z", LastLatenessMs: 3,
+		Sweeps: 700, Claimed: 2, Relayed: 4, OutboxDepth: 1, OldestOutboxMs: 12, Notifications: "on",
+	}, l.silent
+}
 
 type health map[string]triggers.Part
 

@@ -209,9 +209,7 @@ func TestBindings(t *testing.T) {
 			}
 			queues[b.QueueName] = true
 		case "timerTrigger":
-			if b.Name != "timer" || b.UseMonitor == nil || *b.UseMonitor || b.RunOnStart == nil || !*b.RunOnStart || len(strings.Fields(b.Schedule)) != 6 {
-				t.Errorf("%s: %+v", f.name, b)
-			}
+			t.Errorf("%s is a timer: its lease in AzureWebJobsStorage takes the whole host down when that account cannot be reached", f.name)
 		default:
 			t.Errorf("%s has the trigger %s, which no decoder reads", f.name, b.Type)
 		}

@@ -71,7 +71,7 @@ func fuzzed(t *testing.T, records *sqlitestore.Store) (http.Handler, *queues) {
 	sender := &queues{seen: map[string]bool{}}
 	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, queue.Destinations{Events: "events"}, maxDelivery, discard)
 	return triggers.Routes(triggers.Handlers{
-		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: supervisor{}, Health: health{}, Metrics: meter("1"),
+		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: listener{}, Health: health{}, Metrics: meter("1"),
 		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender, MaxDelivery: maxDelivery}, Version: "test", Log: discard,
 	}), sender
 }
@@ -224,7 +224,7 @@ func FuzzEnvelope(f *testing.F) {
 	records := openRecords(f)
 	f.Fuzz(func(t *testing.T, body string) {
 		routes, _ := fuzzed(t, records)
-		for _, function := range []string{"HeartbeatMessages", "ConnectivityWorker", "DeadLetters", "ExpirationListener"} {
+		for _, function := range []string{"HeartbeatMessages", "ConnectivityWorker", "DeadLetters"} {
 			w := serve(routes, "POST", "/"+function, body)
 			judge(t, w)
 			if w.Code < 300 && hostOutcome(w.Code, w.Header().Get("Content-Type"), w.Body.Bytes()) != "succeeded" {

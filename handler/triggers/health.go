@@ -4,6 +4,8 @@ import (
 	"context"
 	_ "embed"
 	"net/http"
+
+	"userconnectivity/handler/presence"
 )
 
 // Part is the state of one part of the app, as health shows it. Status is "ok", "degraded" or "down".
@@ -14,12 +16,19 @@ type healthChecker interface {
 	Health(ctx context.Context) map[string]Part
 }
 
-// live is GET /api/live: 200 while the process can answer. It asks nothing of any other part: a probe that
-// failed with Redis would recycle every instance in an outage of Redis.
-func live(w http.ResponseWriter, _ *http.Request) {
-	reply(w, http.StatusOK, struct {
-		Status string `json:"status"`
-	}{"ok"})
+// live is GET /api/live: 200 while the process can answer and its own loops turn. The platform replaces an instance
+// for which that is not so. It asks nothing of any other part: a probe that failed with Redis would replace every
+// instance in an outage of Redis.
+func live(l listener) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := l.Live(); err != nil {
+			fail(w, r, &presence.Error{Kind: presence.Unavailable, Message: err.Error(), Err: err})
+			return
+		}
+		reply(w, http.StatusOK, struct {
+			Status string `json:"status"`
+		}{"ok"})
+	}
 }
 
 // health is GET /api/health: the state of every part. The app is as well as its worst part.

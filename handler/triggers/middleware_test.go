@@ -67,7 +67,10 @@ func (f failing) UserEvents(ctx context.Context, _ string, _ int, _ string) (eve
 func (f failing) Replay(ctx context.Context, _ string) error                 { return f.fail(ctx) }
 func (f failing) Process(ctx context.Context, _ []worker.Delivery) error     { return f.fail(ctx) }
 func (f failing) DeadLetters(ctx context.Context, _ []worker.Delivery) error { return f.fail(ctx) }
-func (f failing) Supervise(time.Time) []string                               { _ = f.fail(context.Background()); return nil }
+func (f failing) Live() error                                                { return f.fail(context.Background()) }
+func (f failing) Listener() (triggers.ListenerFigures, error) {
+	return triggers.ListenerFigures{}, f.fail(context.Background())
+}
 
 func (f failing) Health(ctx context.Context) map[string]triggers.Part {
 	_ = f.fail(ctx)
@@ -85,7 +88,7 @@ var _ tracker = failing{}
 func withFailing(fail func(context.Context) error) func(*triggers.Handlers) {
 	f := failing{fail}
 	return func(h *triggers.Handlers) {
-		h.Tracker, h.Events, h.Replayer, h.Worker, h.Listener, h.Health, h.Metrics = f, f, f, f, f, f, f
+		h.Tracker, h.Events, h.Replayer, h.Worker, h.Health, h.Metrics = f, f, f, f, f, f
 		h.Beats.Tracker = f
 	}
 }
@@ -113,7 +116,6 @@ func invocations(t *testing.T) map[string]string {
 		"HeartbeatMessages":  envelope(delivered{Body: `{"user":"ann"}`, ID: "m"}),
 		"ConnectivityWorker": envelope(delivered{Body: "x", ID: "m"}),
 		"DeadLetters":        envelope(delivered{Body: "x", ID: "m"}),
-		"ExpirationListener": file(t, "timer"),
 	}
 }
 

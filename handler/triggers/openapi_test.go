@@ -171,7 +171,7 @@ func TestContractListsTheRoutes(t *testing.T) {
 	}
 	var served []string
 	err := chi.Walk(bareRoutes(), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
-		if strings.HasPrefix(route, "/api/") {
+		if strings.HasPrefix(route, "/api/") && method != http.MethodHead { // HEAD is what GET is, without its body
 			served = append(served, method+" "+route)
 		}
 		return nil
@@ -211,6 +211,9 @@ func TestContractSaysWhoNeedsAKey(t *testing.T) {
 			continue
 		}
 		for _, method := range trigger.Methods {
+			if method == "head" {
+				continue
+			}
 			op := doc.Paths.Value("/api/" + trigger.Route).GetOperation(strings.ToUpper(method))
 			open := op.Security != nil && len(*op.Security) == 0
 			if (trigger.AuthLevel == "anonymous") != open || open != (f.name == "Live") {
@@ -253,5 +256,5 @@ var discard = slog.New(slog.DiscardHandler)
 
 // bareRoutes are the routes with nothing behind them, for tests of the routes alone.
 func bareRoutes() *chi.Mux {
-	return triggers.Routes(triggers.Handlers{Worker: (*worker.Worker)(nil), Log: discard})
+	return triggers.Routes(triggers.Handlers{Worker: (*worker.Worker)(nil), Listener: listener{}, Log: discard})
 }

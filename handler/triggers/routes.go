@@ -25,7 +25,7 @@ type Handlers struct {
 	Replayer replayer
 	Worker   eventWorker
 	Beats    HeartbeatQueue
-	Listener supervisor
+	Listener listener
 	Health   healthChecker
 	Metrics  meter
 	Version  string
@@ -53,7 +53,7 @@ func Routes(h Handlers) *chi.Mux {
 	r.NotFound(notFound)
 	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, w, req) })
 	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
-	r.Get("/api/live", live)                                                                         // Live
+	r.Get("/api/live", live(h.Listener))                                                             // Live
 
 	single := atMost(singlePlaces)
 	r.Group(func(r chi.Router) {
@@ -69,6 +69,8 @@ func Routes(h Handlers) *chi.Mux {
 		r.Get("/api/events/{id}", event(h.Events))                              // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
 		r.Get("/api/health", health(h.Health, h.Version))                       // Health
+		r.Get("/api/listener", expirationListener(h.Listener))                  // ExpirationListener
+		r.Head("/api/listener", expirationListener(h.Listener))                 // ExpirationListener
 		r.Get("/api/openapi.json", openAPIDocument)                             // OpenApi
 	})
 	r.Group(func(r chi.Router) {
@@ -83,7 +85,6 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/HeartbeatMessages", h.Beats.serve)
 		r.Post("/ConnectivityWorker", connectivityWorker(h.Worker))
 		r.Post("/DeadLetters", deadLetters(h.Worker))
-		r.Post("/ExpirationListener", expirationListener(h.Listener))
 	})
 	return r
 }
