@@ -88,6 +88,7 @@ func served(t *testing.T, routes http.Handler) *pipes {
 		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 			t.Error(err)
 		}
+		time.Sleep(time.Second) // connections that were closed early linger for half of that
 	})
 	return p
 }
