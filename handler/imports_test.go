@@ -28,7 +28,9 @@ func TestHandlerShipsNoTools(t *testing.T) {
 	for _, path := range paths {
 		own, isOwn := strings.CutPrefix(path, "userconnectivity/handler/")
 		if isOwn && slices.ContainsFunc(ours, func(tool string) bool { return strings.HasPrefix(own, tool) }) ||
-			slices.ContainsFunc(theirs, func(tool string) bool { return path == tool || strings.HasPrefix(path, tool) && strings.Contains(tool, ".") }) {
+			slices.ContainsFunc(theirs, func(tool string) bool {
+				return path == tool || strings.HasPrefix(path, tool) && strings.Contains(tool, ".")
+			}) {
 			t.Errorf("the handler depends on %s, which does not ship", path)
 		}
 	}
