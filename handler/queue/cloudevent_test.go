@@ -137,12 +137,14 @@ func TestDecodeWhatALaterVersionSends(t *testing.T) {
 		old, new string
 		change   func(*presence.Event)
 	}{
-		"attribute":       {`"specversion":"1.0"`, `"specversion":"1.1","sequence":"17","severity":{"n":1e400},"big":99999999999`, func(*presence.Event) {}},
-		"member of data":  {`"reason":"expired"`, `"reason":"expired","zone":{"a":[1e309]}`, func(*presence.Event) {}},
-		"reason":          {`"reason":"expired"`, `"reason":"evicted"`, func(e *presence.Event) { e.Reason = "evicted" }},
-		"type":            {"user.offline", "user.hibernated", func(e *presence.Event) { e.Type = "user.hibernated" }},
-		"more of session": {`"sessions":[]`, `"sessions":[{"session":"a","startEpoch":1,"ttlSeconds":5,"graceSeconds":0,"zone":"x"}]`, func(e *presence.Event) { e.Sessions = []presence.EventSession{{Session: "a", StartEpoch: 1, TTLSeconds: 5}} }},
-		"finer time":      {"00.123Z", "00.123456789Z", func(e *presence.Event) { e.DetectedAt = e.DetectedAt.Add(456789) }},
+		"attribute":      {`"specversion":"1.0"`, `"specversion":"1.1","sequence":"17","severity":{"n":1e400},"big":99999999999`, func(*presence.Event) {}},
+		"member of data": {`"reason":"expired"`, `"reason":"expired","zone":{"a":[1e309]}`, func(*presence.Event) {}},
+		"reason":         {`"reason":"expired"`, `"reason":"evicted"`, func(e *presence.Event) { e.Reason = "evicted" }},
+		"type":           {"user.offline", "user.hibernated", func(e *presence.Event) { e.Type = "user.hibernated" }},
+		"more of session": {`"sessions":[]`, `"sessions":[{"session":"a","startEpoch":1,"ttlSeconds":5,"graceSeconds":0,"zone":"x"}]`, func(e *presence.Event) {
+			e.Sessions = []presence.EventSession{{Session: "a", StartEpoch: 1, TTLSeconds: 5}}
+		}},
+		"finer time": {"00.123Z", "00.123456789Z", func(e *presence.Event) { e.DetectedAt = e.DetectedAt.Add(456789) }},
 	} {
 		want := sample()
 		c.change(&want)

@@ -72,7 +72,7 @@ func fuzzed(t *testing.T, records *sqlitestore.Store) (http.Handler, *queues) {
 	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, queue.Destinations{Events: "events"}, maxDelivery, discard)
 	return triggers.Routes(triggers.Handlers{
 		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: supervisor{}, Health: health{}, Metrics: meter("1"),
-		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender, MaxDelivery: maxDelivery}, Version: "test", Log: discard,
+		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender}, Version: "test", Log: discard,
 	}), sender
 }
 

@@ -30,6 +30,8 @@ type Handlers struct {
 	Metrics  meter
 	Version  string
 	Log      *slog.Logger
+	// BatchTime is how long a batch of queue messages may take; 0 is half of the queue's lock of 5 minutes.
+	BatchTime time.Duration
 }
 
 const (
@@ -79,8 +81,9 @@ func Routes(h Handlers) *chi.Mux {
 	})
 	r.With(atMost(scrapePlaces), within(requestTimeout)).Get("/api/metrics", metrics(h.Metrics)) // Metrics
 	r.Group(func(r chi.Router) {
-		r.Use(within(batchTimeout))
+		r.Use(within(cmp.Or(h.BatchTime, batchTimeout)))
 		r.Post("/HeartbeatMessages", h.Beats.serve)
+		r.Post("/HeartbeatDeadLetters", h.Beats.serveDeadLetters)
 		r.Post("/ConnectivityWorker", connectivityWorker(h.Worker))
 		r.Post("/DeadLetters", deadLetters(h.Worker))
 		r.Post("/ExpirationListener", expirationListener(h.Listener))

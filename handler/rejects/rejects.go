@@ -1,6 +1,6 @@
-// Package rejection puts aside what can never succeed: on the queue "<queue>-rejected", with its reason, where a person
+// Package rejects puts aside what can never succeed: on the queue "<queue>-rejected", with its reason, where a person
 // finds it. Whatever it is, its copy fits and is taken.
-package rejection
+package rejects
 
 import (
 	"context"
