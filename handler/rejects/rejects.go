@@ -22,7 +22,7 @@ const (
 	maxReason = 1024
 	// maxShortened is what is kept of a body that does not fit whole, in bytes.
 	maxShortened = 64 << 10
-	// maxOrigin is what of the rejected message's own id is at the front of the copy's, in characters.
+	// maxOrigin is what of the rejected message's own id is at the front of the copy's, in bytes: an id has at most 128.
 	maxOrigin = 64
 )
 
@@ -43,8 +43,7 @@ type Item struct {
 // begins with the MessageID of the item, so that both can be found together.
 func (i Item) ID() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %d %q", i.MessageID, i.Sequence, i.Index, i.Body))
-	origin := []rune(clean(i.MessageID))
-	return fmt.Sprintf("%s/%d/%s", string(origin[:min(len(origin), maxOrigin)]), i.Index, hex.EncodeToString(sum[:8]))
+	return fmt.Sprintf("%s/%d/%s", cut(clean(i.MessageID), maxOrigin), i.Index, hex.EncodeToString(sum[:16]))
 }
 
 // Message returns the copy: the body as it came, and the reason.

@@ -18,7 +18,7 @@ const maxWrapping = 4
 var byteOrderMark = []byte("\uFEFF")
 
 // heartbeatsIn returns the heartbeats of a queue message, each by itself and not decoded yet: one heartbeat, an array of
-// them, the body of POST /api/heartbeats, or one of these on each line; each as it is, as a JSON string that holds it,
+// them (in an array again, too), the body of POST /api/heartbeats, or one of these on each line; each as it is, as a JSON string that holds it,
 // or as the data of a CloudEvent, of an Event Grid event or of a device's message in IoT Hub's event. A byte order mark
 // and blanks around it do not count. The error says what is wrong with the whole message.
 func heartbeatsIn(body string) ([]jsontext.Value, error) {
@@ -88,7 +88,7 @@ func linesOf(text []byte) []jsontext.Value {
 }
 
 // unwrapEach unwraps the items that are wrapped. One that cannot be unwrapped is left as it is: it is no heartbeat, and
-// is rejected by itself. An array in an array is one.
+// is rejected by itself.
 func unwrapEach(items []jsontext.Value, depth int) []jsontext.Value {
 	all := make([]jsontext.Value, 0, len(items))
 	for _, item := range items {

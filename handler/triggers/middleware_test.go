@@ -303,7 +303,7 @@ func TestRedisDown(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t)
 	b := &bench{t: t, prefix: "uc:"}
-	b.open(server.URL())
+	b.open(server.URL(), impatient)
 	b.do(calls()["Heartbeat"]).is(200)
 	b.succeeds("ConnectivityWorker", b.relay()...)
 	if u := b.user("ann"); u.Stale || len(u.Sessions) != 1 {

@@ -136,8 +136,11 @@ func (w *Worker) item(d Delivery, delivery int) *item {
 		it.event.ID = id
 	}
 	it.attempt = eventlog.Attempt{Replay: cmp.Or(replay, replayed), Delivery: delivery}
+	if it.event.Type == presence.KeyExpired {
+		it.poison = errors.New("the expiry of another application's key is not for this queue: EXPIRATION_ROUTES must not name it")
+	}
 	switch {
-	case !it.readable:
+	case it.poison != nil:
 		it.ended = time.Now()
 	case !it.event.Type.Valid():
 		// A later version sends it, and a worker of that version knows what it is for.
