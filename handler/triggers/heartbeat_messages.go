@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"userconnectivity/handler/presence"
@@ -89,7 +90,7 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 		}
 		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.beat(m.EnqueuedAt, "") })
 		for i, beat := range beats {
-			work.left = append(work.left, queuedBeat{m, at[i], string(items[at[i]]), beat})
+			work.left = append(work.left, queuedBeat{from: m, index: at[i], text: string(items[at[i]]), beat: beat})
 		}
 		for _, u := range undecoded {
 			work.reject(m, u.Index, string(items[u.Index]), errors.New(u.Detail))
@@ -118,6 +119,24 @@ type queuedBeat struct {
 	index int // among the heartbeats of its message
 	text  string
 	beat  presence.Beat
+	// panics counts the calls with this beat alone that panicked.
+	panics int
+}
+
+// maxPanics is how often that may be before the beat counts as one that can never succeed.
+const maxPanics = 3
+
+// panicError is a call that panicked.
+type panicError struct{ cause any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("panicked: %v", e.cause) }
+
+// hopeless reports whether a call with this beat alone, which failed with err, need not be tried again.
+func (b *queuedBeat) hopeless(err error) bool {
+	if e := (*panicError)(nil); errors.As(err, &e) {
+		b.panics++
+	}
+	return b.panics == maxPanics || !presence.Passing(err)
 }
 
 // beatsAtWork are the beats of a batch on their way.
@@ -155,7 +174,7 @@ func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 				b := chunk[r.Index]
 				w.reject(b.from, b.index, b.text, errors.New(detailOf(r.Err)))
 			}
-		case n == 1 && !presence.Passing(err):
+		case n == 1 && chunk[0].hopeless(err):
 			w.reject(chunk[0].from, chunk[0].index, chunk[0].text, err)
 		default:
 			faults, w.size = faults+1, max(n/2, 1)
@@ -166,7 +185,14 @@ func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 	return fault
 }
 
-func (q HeartbeatQueue) call(ctx context.Context, chunk []queuedBeat) (presence.BulkReceipt, error) {
+// call applies beats. A panic is a fault of these beats alone: the others of the batch go on.
+func (q HeartbeatQueue) call(ctx context.Context, chunk []queuedBeat) (_ presence.BulkReceipt, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &panicError{p}
+			logger(ctx).ErrorContext(ctx, "applying heartbeats of a queue panicked", "heartbeats", len(chunk), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, beatsTimeout)
 	defer cancel()
 	beats := make([]presence.Beat, len(chunk))
