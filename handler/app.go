@@ -89,8 +89,10 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
 	a.deferred = deferral.New(a.store, a.store.Away, deferral.Config{Log: log})
 	tracker := presence.NewTracker(a.deferred, a.records, cfg.SessionTTL)
-	// What comes over a queue is not kept in memory: the broker keeps it until it is applied.
-	queued := presence.NewTracker(a.store, a.records, cfg.SessionTTL)
+	// What comes over a queue is not kept in memory: the broker keeps it until it is applied. Only while some primaries of
+	// a cluster are away, and others are not, the beats of theirs are, as nobody else's may wait behind them.
+	away := func() bool { _, all := a.breaker.Open(""); return all }
+	queued := presence.NewTracker(a.deferred.Unless(away), a.records, cfg.SessionTTL)
 	a.trackers = map[string]*presence.Tracker{overHTTP: tracker, overQueue: queued}
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
 	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, to, log)
@@ -101,7 +103,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Events:   a.records,
 		Replayer: work,
 		Worker:   work,
-		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, MaxDelivery: cfg.MaxDelivery},
+		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, Away: away},
 		Listener: a,
 		Health:   a,
 		Metrics:  a,

@@ -311,52 +311,31 @@ func TestPoisonAndDeadLetters(t *testing.T) {
 	h.beat([]string{"ada"}, nil)
 	event := r.waitMessages(1)[0]
 	r.waitPath("detected queued", event)
-	client, err := azservicebus.NewClientFromConnectionString(r.broker.ConnectionString(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close(context.Background())
-	sender, err := client.NewSender(eventsQueue, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := "junk-1"
-	if err := sender.SendMessage(t.Context(), &azservicebus.Message{MessageID: &id, Body: []byte("no event")}, nil); err != nil {
-		t.Fatal(err)
-	}
-
-	// While the log is down the batch fails; what was done is done again without harm.
-	r.account.Faults(unavailable)
+	r.send(eventsQueue, map[string]string{"junk-1": "no event"})
 	w := r.newTrigger(h, "ConnectivityWorker", eventsQueue, 0)
-	for range 2 {
-		for passed := 0; passed < 2; {
-			n, status := w.pass()
-			if status < 500 {
-				t.Fatalf("a batch succeeded without a log: %d", status)
-			}
-			passed += n
-		}
-	}
-	r.account.Faults(nil)
 	w.work(2)
-	r.waitPath("detected queued 0.3:processing 0.3:done", event)
+	r.waitPath(whole, event)
 	rejected := r.broker.Queue(eventsQueue + queue.RejectedSuffix).Messages
-	if len(rejected) != 1 || rejected[0].ID != id || string(rejected[0].Body) != "no event" || !strings.Contains(fmt.Sprint(rejected[0].Properties["reason"]), "not a CloudEvent") {
+	if len(rejected) != 1 || !strings.HasPrefix(rejected[0].ID, "junk-1/") || string(rejected[0].Body) != "no event" || !strings.Contains(fmt.Sprint(rejected[0].Properties["reason"]), "not a CloudEvent") {
 		t.Errorf("rejected: %+v", rejected)
 	}
 
-	// The broker gives up an event that no worker ever finished.
+	// The broker gives up an event that no worker ever finished, and a message that is none.
 	h.leave([]string{"ada"})
 	lost := r.waitMessages(1)[0]
 	r.waitPath("detected queued", lost)
-	r.account.Faults(unavailable)
-	for range 3 {
-		w.pass()
-	}
-	r.account.Faults(nil)
-	r.newTrigger(h, "DeadLetters", eventsQueue, azservicebus.SubQueueDeadLetter).work(1)
-	r.waitPath("detected queued 0.11:dead", lost)
-	if d, _ := r.document(lost.ID); !strings.Contains(d.History[2].Detail, "MaxDeliveryCountExceeded") {
+	r.send(eventsQueue, map[string]string{"junk-2": "no event"})
+	w.giveUp(2, 3)
+	r.newTrigger(h, "DeadLetters", eventsQueue, azservicebus.SubQueueDeadLetter).work(2)
+	wait(t, "it is done", func() (bool, any) { d, _ := r.document(lost.ID); return d.Status == "done", path(d) })
+	if d, _ := r.document(lost.ID); !strings.Contains(d.History[len(d.History)-1].Detail, "MaxDeliveryCountExceeded") {
 		t.Errorf("dead letter: %+v", d.History)
+	}
+	var u eventlog.UserDocument
+	if r.read("users", "ada", "ada", &u); u.Status != presence.Offline {
+		t.Errorf("users record: %+v", u)
+	}
+	if rejected := r.broker.Queue(eventsQueue + queue.RejectedSuffix).Messages; len(rejected) != 2 {
+		t.Errorf("rejected: %+v", rejected)
 	}
 }

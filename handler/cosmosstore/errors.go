@@ -15,6 +15,7 @@ import (
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/identity"
+	"userconnectivity/handler/presence"
 )
 
 // noOwner is the substatus of a 404 for a document whose container or database does not exist.
@@ -90,6 +91,9 @@ func (e *refusal) Error() string { return e.text }
 
 // Unwrap returns the answer.
 func (e *refusal) Unwrap() error { return e.cause }
+
+// ErrorKind tells that the same request can never succeed.
+func (e *refusal) ErrorKind() presence.Kind { return presence.Invalid }
 
 // passes reports whether the same request may succeed later.
 func passes(err error) bool {

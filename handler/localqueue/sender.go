@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 )
 
@@ -119,7 +121,11 @@ func (s *Sender) do(ctx context.Context, method, url string, body []byte, want i
 			Detail string `json:"detail"`
 		}
 		_ = json.Unmarshal(answer, &problem) // without a detail the status has to do
-		return fmt.Errorf("the broker answered %s: %s", resp.Status, problem.Detail)
+		text := fmt.Sprintf("the broker answered %s: %s", resp.Status, problem.Detail)
+		if resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusRequestEntityTooLarge {
+			return &presence.Error{Kind: presence.Invalid, Message: text} // it does not take these messages, ever
+		}
+		return errors.New(text)
 	}
 	return nil
 }

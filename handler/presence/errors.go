@@ -55,13 +55,28 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// KindOf returns the kind of err; Internal for an error that is not an *Error.
+// ErrorKind returns the kind.
+func (e *Error) ErrorKind() Kind { return e.Kind }
+
+// KindOf returns the kind of err: that of the first error in its chain that has a method ErrorKind, as an *Error has;
+// Internal for any other.
 func KindOf(err error) Kind {
-	var e *Error
+	var e interface{ ErrorKind() Kind }
 	if errors.As(err, &e) {
-		return e.Kind
+		return e.ErrorKind()
 	}
 	return Internal
+}
+
+// Passing reports whether a call that failed with err may succeed later although nothing of its input changes. Only an
+// error that says of itself that the input cannot succeed is permanent. All others pass: a server that is away, full or
+// throttled, a right that is not granted yet, a database that is not made yet, and every fault that nobody foresaw.
+func Passing(err error) bool {
+	switch KindOf(err) {
+	case Invalid, NotFound, Conflict:
+		return false
+	}
+	return err != nil
 }
 
 // Refuse returns an Invalid error about the fields, nil when there are none.

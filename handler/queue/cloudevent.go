@@ -2,7 +2,7 @@ package queue
 
 import (
 	"cmp"
-	"encoding/json"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,7 +11,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"userconnectivity/handler/presence"
 )
@@ -28,49 +29,71 @@ type Codec struct {
 	TypePrefix string
 }
 
-// data is the payload of the CloudEvent.
-type data struct {
-	User       string                  `json:"user,omitempty"`
-	Session    string                  `json:"session,omitempty"`
-	Key        string                  `json:"key,omitempty"`
-	Epoch      int64                   `json:"epoch"`
-	Reason     presence.Reason         `json:"reason"`
-	Deadline   *time.Time              `json:"deadline"`
-	Groups     []string                `json:"groups"`
-	Sessions   []presence.EventSession `json:"sessions"`
-	Meta       json.RawMessage         `json:"meta,omitempty"`
-	LastSeen   *time.Time              `json:"lastSeen,omitempty"`
-	Life       string                  `json:"life,omitempty"`
-	Generation int64                   `json:"generation"`
+// cloudEvent is the body of a message. One library writes and reads it, and keeps every JSON value of data as it is:
+// numbers of any size too, which the CloudEvents SDK cannot read.
+type cloudEvent struct {
+	SpecVersion     string         `json:"specversion"`
+	ID              string         `json:"id"`
+	Source          string         `json:"source"`
+	Type            string         `json:"type"`
+	Subject         string         `json:"subject,omitempty"`
+	Time            string         `json:"time,omitempty"`
+	DataContentType string         `json:"datacontenttype,omitempty"`
+	Traceparent     string         `json:"traceparent,omitempty"`
+	Replay          jsontext.Value `json:"replay,omitzero"`
+	Data            jsontext.Value `json:"data,omitzero"`
+	DataBase64      string         `json:"data_base64,omitempty"`
 }
 
-// replayExtension is the CloudEvents attribute that counts the replays of an event.
-const replayExtension = "replay"
+// data is the payload of the CloudEvent.
+type data struct {
+	User       string          `json:"user,omitempty"`
+	Session    string          `json:"session,omitempty"`
+	Key        string          `json:"key,omitempty"`
+	Epoch      int64           `json:"epoch"`
+	Reason     presence.Reason `json:"reason"`
+	Deadline   *string         `json:"deadline"`
+	Groups     []string        `json:"groups"`
+	Sessions   []session       `json:"sessions"`
+	Meta       jsontext.Value  `json:"meta,omitzero"`
+	LastSeen   *string         `json:"lastSeen,omitempty"`
+	Life       string          `json:"life,omitempty"`
+	Generation int64           `json:"generation"`
+}
+
+// session is one of the sessions that a user has after an event.
+type session = presence.EventSession
+
+// written are the rules of writing and reading: what one process could write another one can read.
+var written = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+
+// replayName is the CloudEvents attribute, and the property of the message, that counts the replays of an event.
+const replayName = "replay"
 
 // Encode makes the message of an event. replay is 0 for the event itself; a replay has a MessageId of its
-// own, "<id>:r<n>", which duplicate detection lets through.
+// own, "<id>:r<n>", which duplicate detection lets through. Times have three digits of milliseconds.
 func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
-	ce := event.New()
-	ce.SetID(e.ID)
-	ce.SetType(c.TypePrefix + string(e.Type))
-	ce.SetSource(c.Source)
-	ce.SetSubject(cmp.Or(e.User, printable(e.Key)))
-	ce.SetTime(e.DetectedAt)
-	ce.SetExtension("traceparent", e.Traceparent)
-	id := e.ID
-	if replay > 0 {
-		ce.SetExtension(replayExtension, int32(replay))
-		id += ":r" + strconv.Itoa(replay)
-	}
-	err := ce.SetData(event.ApplicationJSON, data{
-		User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason, Deadline: optional(e.Deadline),
-		Groups: notNil(e.Groups), Sessions: notNil(e.Sessions), Meta: e.Meta, LastSeen: optional(e.LastSeen),
+	payload, err := json.Marshal(data{
+		User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason, Deadline: presence.FormatOptional(e.Deadline),
+		Groups: e.Groups, Sessions: e.Sessions, Meta: jsontext.Value(e.Meta), LastSeen: presence.FormatOptional(e.LastSeen),
 		Life: e.Life, Generation: e.Generation,
-	})
+	}, written)
 	if err != nil {
 		return Message{}, fmt.Errorf("encode the data of event %s: %w", e.ID, err)
 	}
-	body, err := json.Marshal(ce)
+	ce := cloudEvent{
+		SpecVersion: "1.0", ID: e.ID, Source: c.Source, Type: c.TypePrefix + string(e.Type), Subject: printable(cmp.Or(e.User, e.Key)),
+		DataContentType: "application/json", Traceparent: e.Traceparent, Data: payload,
+	}
+	if !e.DetectedAt.IsZero() {
+		ce.Time = presence.FormatTime(e.DetectedAt)
+	}
+	id := e.ID
+	if replay > 0 {
+		ce.Replay = jsontext.Value(strconv.Itoa(replay))
+		id += replayMark + strconv.Itoa(replay)
+	}
+	body, err := json.Marshal(ce, written)
 	if err != nil {
 		return Message{}, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
@@ -84,9 +107,21 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 		delete(m.Properties, "user")
 	}
 	if replay > 0 {
-		m.Properties[replayExtension] = int64(replay)
+		m.Properties[replayName] = int64(replay)
 	}
 	return m, nil
+}
+
+// replayMark is between the event's id and the number of the replay in a MessageId.
+const replayMark = ":r"
+
+// ParseMessageID returns the event id and the number of the replay that a MessageId made by Encode tells.
+func ParseMessageID(messageID string) (id string, replay int) {
+	id, number, _ := strings.Cut(messageID, replayMark)
+	if n, err := strconv.Atoi(number); err == nil && n > 0 {
+		replay = n
+	}
+	return id, replay
 }
 
 // printable replaces the characters that no attribute of a CloudEvent may have.
@@ -99,68 +134,88 @@ func printable(key string) string {
 	}, key)
 }
 
-// Decode reads a transition of a user and the number of its replay from the body of a message. The error says what is
-// wrong with a message that can never be read; the event's ID is set even then, if it could be read.
+// Decode reads an event and the number of its replay from the body of a message. The error says what is wrong with a
+// message that can never be read; the event's ID and the replay are set even then, if they could be read.
+//
+// What a later version adds is no fault: members that are not known are left out, a reason is taken as it is, and an
+// event of a type of ours that is not known, whose Type is not Valid, has what could be read of it.
 func (c Codec) Decode(body []byte) (e presence.Event, replay int, err error) {
-	var ce event.Event
-	if err := json.Unmarshal(body, &ce); err != nil {
+	var ce cloudEvent
+	if err := json.Unmarshal(body, &ce, written); err != nil {
 		return e, 0, fmt.Errorf("not a CloudEvent: %w", err)
 	}
-	e.ID = ce.ID()
-	if err := ce.Validate(); err != nil {
-		return e, 0, fmt.Errorf("not a valid CloudEvent: %w", err)
+	e.ID = ce.ID
+	if n, err := strconv.Atoi(string(ce.Replay)); err == nil && n > 0 {
+		replay = n
 	}
-	name, ours := strings.CutPrefix(ce.Type(), c.TypePrefix)
-	e.Type = presence.EventType(name)
-	if !ours || !e.Type.Valid() {
-		return e, 0, fmt.Errorf("unknown event type %q", ce.Type())
+	if ce.SpecVersion == "" || ce.ID == "" || ce.Source == "" || ce.Type == "" {
+		return e, replay, errors.New("not a valid CloudEvent: it lacks specversion, id, source or type")
+	}
+	name, ours := strings.CutPrefix(ce.Type, c.TypePrefix)
+	if !ours {
+		return e, replay, fmt.Errorf("unknown event type %.200q: those of this app begin with %q", ce.Type, c.TypePrefix)
+	}
+	e.Type, e.Traceparent = presence.EventType(name), ce.Traceparent
+	if ce.Time != "" {
+		if e.DetectedAt, err = time.Parse(time.RFC3339Nano, ce.Time); err != nil {
+			return e, replay, fmt.Errorf("time %.50q is not RFC 3339", ce.Time)
+		}
+		e.DetectedAt = e.DetectedAt.UTC()
+	}
+	err = c.decodeData(ce, &e)
+	if !e.Type.Valid() {
+		err = nil
+	}
+	return e, replay, err
+}
+
+// decodeData fills in what the payload tells.
+func (c Codec) decodeData(ce cloudEvent, e *presence.Event) error {
+	payload := []byte(ce.Data)
+	if payload == nil {
+		var err error
+		if payload, err = base64.StdEncoding.DecodeString(ce.DataBase64); err != nil || len(payload) == 0 {
+			return errors.New("it has no data")
+		}
 	}
 	var d data
-	if err := ce.DataAs(&d); err != nil {
-		return e, 0, fmt.Errorf("data cannot be read: %w", err)
+	if err := json.Unmarshal(payload, &d, written); err != nil {
+		return fmt.Errorf("data cannot be read: %w", err)
+	}
+	deadline, err1 := optionalTime(d.Deadline)
+	lastSeen, err2 := optionalTime(d.LastSeen)
+	if err := errors.Join(err1, err2); err != nil {
+		return fmt.Errorf("data cannot be read: %w", err)
+	}
+	e.User, e.Session, e.Key, e.Epoch, e.Reason = d.User, d.Session, d.Key, d.Epoch, d.Reason
+	e.Groups, e.Sessions, e.Life, e.Generation = d.Groups, d.Sessions, d.Life, d.Generation
+	e.Deadline, e.LastSeen = deadline, lastSeen
+	if d.Meta != nil && d.Meta.Kind() != 'n' {
+		e.Meta = []byte(d.Meta)
 	}
 	pk, ok := presence.PartitionKeyOf(e.ID)
 	switch {
 	case !ok || pk != presence.PartitionKey(d.User):
-		return e, 0, errors.New("id is not one of an event of data.user")
+		return errors.New("id is not one of an event of data.user")
 	case presence.CheckID(d.User) != "":
-		return e, 0, errors.New("data.user " + presence.CheckID(d.User))
+		return errors.New("data.user " + presence.CheckID(d.User))
 	case presence.CheckID(d.Session) != "":
-		return e, 0, errors.New("data.session " + presence.CheckID(d.Session))
+		return errors.New("data.session " + presence.CheckID(d.Session))
 	case d.Epoch <= 0:
-		return e, 0, errors.New("data.epoch must be above 0")
-	case !d.Reason.Valid():
-		return e, 0, fmt.Errorf("unknown data.reason %q", d.Reason)
+		return errors.New("data.epoch must be above 0")
+	case d.Reason == "":
+		return errors.New("data.reason is missing")
 	}
-	e.User, e.Session, e.Epoch, e.Reason = d.User, d.Session, d.Epoch, d.Reason
-	e.Groups, e.Sessions, e.Meta, e.Life, e.Generation = d.Groups, d.Sessions, d.Meta, d.Life, d.Generation
-	e.DetectedAt = ce.Time().UTC()
-	if d.Deadline != nil {
-		e.Deadline = d.Deadline.UTC()
-	}
-	if d.LastSeen != nil {
-		e.LastSeen = d.LastSeen.UTC()
-	}
-	e.Traceparent, _ = ce.Extensions()["traceparent"].(string)
-	if v, ok := ce.Extensions()[replayExtension]; ok {
-		if n, ok := v.(int32); ok && n > 0 {
-			replay = int(n)
-		}
-	}
-	return e, replay, nil
+	return nil
 }
 
-func optional(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
+func optionalTime(text *string) (time.Time, error) {
+	if text == nil || *text == "" {
+		return time.Time{}, nil
 	}
-	return &t
-}
-
-// notNil makes an absent list [] in JSON, not null.
-func notNil[T any](list []T) []T {
-	if list == nil {
-		return []T{}
+	t, err := time.Parse(time.RFC3339Nano, *text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("time %.50q is not RFC 3339", *text)
 	}
-	return list
+	return t.UTC(), nil
 }

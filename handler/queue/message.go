@@ -29,18 +29,3 @@ type Message struct {
 	Properties map[string]any
 	Body       []byte
 }
-
-// Rejected makes the message that keeps an item which can never succeed: its body as it came, and the reason.
-func Rejected(id string, body []byte, reason error) Message {
-	text := reason.Error()
-	if len(text) > maxReason {
-		text = text[:maxReason]
-	}
-	return Message{
-		ID: id, Subject: "rejected", ContentType: "text/plain; charset=utf-8", Body: body,
-		Properties: map[string]any{"reason": text},
-	}
-}
-
-// maxReason bounds the reason of a rejected item, in bytes.
-const maxReason = 1024

@@ -151,13 +151,13 @@ func expiry(key string) presence.Event {
 	}
 }
 
-// TestMessageOfAnExpiredKey: the key takes the place of user and session, and our own worker does not know the type.
+// TestMessageOfAnExpiredKey: the key takes the place of user and session, and our own worker has nothing to do for the type.
 func TestMessageOfAnExpiredKey(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ key, subject string }{
 		{"cart:7", "cart:7"},
 		{"a\nb\x00c", "a\uFFFDb\uFFFDc"},
-		{" x ", "x"}, // CloudEvents' own library trims
+		{" x ", " x "},
 		{strings.Repeat("k", 2000), strings.Repeat("k", 2000)},
 	} {
 		e := expiry(tt.key)
@@ -184,7 +184,7 @@ func TestMessageOfAnExpiredKey(t *testing.T) {
 		if got := fmt.Sprint(body.Data); got != fmt.Sprint(want) {
 			t.Errorf("data %s, want %v", got, want)
 		}
-		if got, _, err := codec.Decode(m.Body); err == nil || !strings.Contains(err.Error(), "unknown event type") || got.ID != e.ID {
+		if got, _, err := codec.Decode(m.Body); err != nil || got.Type.Valid() || got.ID != e.ID || got.Key != e.Key {
 			t.Errorf("decoded: %+v, %v", got, err)
 		}
 	}

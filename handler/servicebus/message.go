@@ -11,6 +11,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
+	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 )
 
@@ -33,6 +34,9 @@ type TooLarge struct {
 	Size int64
 }
 
+// ErrorKind tells that the same messages can never be sent.
+func (e *TooLargeError) ErrorKind() presence.Kind { return presence.Invalid }
+
 func (e *TooLargeError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "send to queue %s: too large for the queue: ", e.Queue)
@@ -49,6 +53,11 @@ func (e *TooLargeError) Error() string {
 	return b.String()
 }
 
+// refuse makes the error of a message that no queue takes, however often it is sent.
+func refuse(format string, args ...any) error {
+	return &presence.Error{Kind: presence.Invalid, Message: fmt.Sprintf(format, args...)}
+}
+
 // convert checks all messages before any is sent. The result shares nothing with msgs, so that an attempt which
 // was given up cannot race with a caller who uses them again.
 func convert(msgs []queue.Message) ([]*azservicebus.Message, error) {
@@ -56,14 +65,14 @@ func convert(msgs []queue.Message) ([]*azservicebus.Message, error) {
 	for i, m := range msgs {
 		// Without an id the client would make one up for each attempt, and a repetition would be a new message.
 		if m.ID == "" {
-			return nil, fmt.Errorf("message %d of %d has no id", i+1, len(msgs))
+			return nil, refuse("message %d of %d has no id", i+1, len(msgs))
 		}
 		if utf8.RuneCountInString(m.ID) > maxID || utf8.RuneCountInString(m.SessionID) > maxID {
-			return nil, fmt.Errorf("message %d of %d: its id or session id is longer than %d characters", i+1, len(msgs), maxID)
+			return nil, refuse("message %d of %d: its id or session id is longer than %d characters", i+1, len(msgs), maxID)
 		}
 		for _, text := range []string{m.ID, m.Subject, m.SessionID, m.ContentType} {
 			if !utf8.ValidString(text) {
-				return nil, fmt.Errorf("message %d of %d: %q is not UTF-8", i+1, len(msgs), text)
+				return nil, refuse("message %d of %d: %q is not UTF-8", i+1, len(msgs), text)
 			}
 		}
 		properties := make(map[string]any, len(m.Properties))
@@ -73,11 +82,11 @@ func convert(msgs []queue.Message) ([]*azservicebus.Message, error) {
 				properties[name] = v
 			case string:
 				if !utf8.ValidString(name) || !utf8.ValidString(v) {
-					return nil, fmt.Errorf("message %s: property %q is not UTF-8", m.ID, name)
+					return nil, refuse("message %s: property %q is not UTF-8", m.ID, name)
 				}
 				properties[name] = v
 			default:
-				return nil, fmt.Errorf("message %s: property %s is a %T; only string, int64 and bool can be sent", m.ID, name, value)
+				return nil, refuse("message %s: property %s is a %T; only string, int64 and bool can be sent", m.ID, name, value)
 			}
 		}
 		out[i] = &azservicebus.Message{

@@ -79,7 +79,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 	work := worker.New(b.records, b.records, b.queues, b.codec, queue.Destinations{Events: "events-topic", Routes: "cart:*=carts"}, maxDelivery, log)
 	h := triggers.Handlers{
 		Tracker: tracker, Events: b.records, Replayer: work, Worker: work,
-		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues, MaxDelivery: maxDelivery},
+		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues},
 		Listener: listener{}, Health: health{"redis": {"status": "ok", "partitions": partitions}},
 		Metrics: meter("up 1\n"), Version: "test", Log: log,
 	}

@@ -35,7 +35,7 @@ func deliveries(process func(context.Context, []worker.Delivery) error) http.Han
 		}
 		deliveries := make([]worker.Delivery, len(batch))
 		for i, m := range batch {
-			deliveries[i] = worker.Delivery{Body: m.Body, MessageID: m.ID, Count: m.Delivery, Reason: deadLetterReason(m)}
+			deliveries[i] = worker.Delivery{Body: m.Body, MessageID: m.ID, Sequence: m.Sequence, Count: m.Delivery, Reason: deadLetterReason(m)}
 		}
 		if err := process(r.Context(), deliveries); err != nil {
 			fail(w, r, err)

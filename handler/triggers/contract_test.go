@@ -217,7 +217,10 @@ func TestBindings(t *testing.T) {
 			t.Errorf("%s has the trigger %s, which no decoder reads", f.name, b.Type)
 		}
 	}
-	want := map[string]bool{queue.ConnectivityEvents: true, queue.ConnectivityEvents + "/$deadletterqueue": true, queue.Heartbeats: true}
+	want := map[string]bool{
+		queue.ConnectivityEvents: true, queue.ConnectivityEvents + "/$deadletterqueue": true,
+		queue.Heartbeats: true, queue.Heartbeats + "/$deadletterqueue": true,
+	}
 	if !maps.Equal(queues, want) {
 		t.Errorf("queues %v, want %v", queues, want)
 	}

@@ -58,7 +58,9 @@ func list(raw json.RawMessage) ([]json.RawMessage, error) {
 type message struct {
 	Body string
 	// ID is the broker's MessageId; one made from the body where the host passed none on.
-	ID         string
+	ID string
+	// Sequence is the broker's own number of the message, "" where the host passed none on.
+	Sequence   string
 	Delivery   int
 	EnqueuedAt time.Time
 	Properties map[string]any
@@ -84,6 +86,7 @@ func (e envelope) messages() ([]message, error) {
 		}
 	}
 	spread(e, "MessageIdArray", batch, func(m *message, v string) { m.ID = v })
+	spread(e, "SequenceNumberArray", batch, func(m *message, v json.Number) { m.Sequence = v.String() })
 	spread(e, "DeliveryCountArray", batch, func(m *message, v int) { m.Delivery = max(v, 1) })
 	spread(e, "EnqueuedTimeUtcArray", batch, func(m *message, v string) { m.EnqueuedAt = parseUTC(v) })
 	spread(e, "ApplicationPropertiesArray", batch, func(m *message, v map[string]any) { m.Properties = v })

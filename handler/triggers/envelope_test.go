@@ -34,10 +34,10 @@ func decode(body string) ([]message, error) {
 func TestMessagesAsTheHostSendsThem(t *testing.T) {
 	t.Parallel()
 	first := message{
-		ID: "id-1", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 250e6, time.UTC),
+		ID: "id-1", Sequence: "7", Delivery: 1, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 250e6, time.UTC),
 		Properties: map[string]any{"type": "user.offline", "epoch": 12.0, "ratio": 1.5, "at": "2026-03-01T08:15:30.25Z"},
 	}
-	second := message{ID: "id-2", Delivery: 2, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 500e6, time.UTC), Properties: map[string]any{}}
+	second := message{ID: "id-2", Sequence: "8", Delivery: 2, EnqueuedAt: time.Date(2026, 3, 1, 8, 15, 30, 500e6, time.UTC), Properties: map[string]any{}}
 	tests := []struct{ name, first, second string }{
 		// The first body has a member called MessageId: it must not become the message's.
 		{"json-objects", `{"a":1,"MessageId":"forged","nested":{"k":[1]},"arr":[1,2],"nul":null}`, `{"a":2}`},

@@ -72,7 +72,7 @@ func fuzzed(t *testing.T, records *sqlitestore.Store) (http.Handler, *queues) {
 	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, queue.Destinations{Events: "events"}, maxDelivery, discard)
 	return triggers.Routes(triggers.Handlers{
 		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: listener{}, Health: health{}, Metrics: meter("1"),
-		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender, MaxDelivery: maxDelivery}, Version: "test", Log: discard,
+		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender}, Version: "test", Log: discard,
 	}), sender
 }
 
@@ -224,7 +224,7 @@ func FuzzEnvelope(f *testing.F) {
 	records := openRecords(f)
 	f.Fuzz(func(t *testing.T, body string) {
 		routes, _ := fuzzed(t, records)
-		for _, function := range []string{"HeartbeatMessages", "ConnectivityWorker", "DeadLetters"} {
+		for _, function := range []string{"HeartbeatMessages", "HeartbeatDeadLetters", "ConnectivityWorker", "DeadLetters"} {
 			w := serve(routes, "POST", "/"+function, body)
 			judge(t, w)
 			if w.Code < 300 && hostOutcome(w.Code, w.Header().Get("Content-Type"), w.Body.Bytes()) != "succeeded" {
@@ -236,13 +236,13 @@ func FuzzEnvelope(f *testing.F) {
 
 // FuzzMessageBody puts anything into a message: it is applied or put aside, and never fails its batch.
 func FuzzMessageBody(f *testing.F) {
-	for _, seed := range []string{"", "text", `{"user":"ann"}`, `[{"user":"ann"},{"user":""},7]`, " [", `{"specversion":"1.0","id":"x","type":"userconnectivity.user.online","source":"/x","data":{}}`} {
+	for _, seed := range []string{"", "text", `{"user":"ann"}`, `[{"user":"ann"},{"user":""},7]`, " [", `{"specversion":"1.0","id":"x","type":"userconnectivity.user.online","source":"/x","data":{}}`, "{\"user\":\"ann\"}\n[{\"user\":\"bob\"}]", `{"heartbeats":["{\"user\":\"ann\"}"]}`, `{"systemProperties":{},"body":"e30="}`} {
 		f.Add(seed)
 	}
 	records := openRecords(f)
 	f.Fuzz(func(t *testing.T, body string) {
 		routes, sender := fuzzed(t, records)
-		for _, function := range []string{"HeartbeatMessages", "ConnectivityWorker", "DeadLetters"} {
+		for _, function := range []string{"HeartbeatMessages", "HeartbeatDeadLetters", "ConnectivityWorker", "DeadLetters"} {
 			w := serve(routes, "POST", "/"+function, envelope(delivered{Body: body, ID: "m"}))
 			if hostOutcome(w.Code, w.Header().Get("Content-Type"), w.Body.Bytes()) != "succeeded" {
 				t.Errorf("%s: %d %s", function, w.Code, w.Body)

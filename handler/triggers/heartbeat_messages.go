@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
-
-	"github.com/go-json-experiment/json/jsontext"
+	"runtime/debug"
+	"time"
 
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/rejects"
+	"userconnectivity/handler/retry"
 )
 
 // sender puts messages on a queue: all of them, or it returns an error.
@@ -18,23 +19,37 @@ type sender interface {
 	Send(ctx context.Context, queue string, msgs []queue.Message) error
 }
 
-// HeartbeatQueue is the function HeartbeatMessages: beats that come over the queue "heartbeats". A message is
-// one heartbeat or an array of up to presence.MaxBatch. Its age counts from when it was enqueued.
+// HeartbeatQueue is the functions HeartbeatMessages and HeartbeatDeadLetters: beats that come over the queue
+// "heartbeats", and those of them that the broker gave up. heartbeatsIn says what a message may be. Its age counts from
+// when it was enqueued.
 type HeartbeatQueue struct {
-	Tracker     beater
-	Sender      sender
-	MaxDelivery int
+	Tracker beater
+	Sender  sender
+	// Away reports whether the live state is known to be away as a whole: beats wait until it is back. nil is never.
+	Away func() bool
 }
 
-// rejected is an item that can never succeed, on its way to the queue heartbeats-rejected.
-type rejected struct {
-	message message
-	index   int
-	item    string
-	reason  error
+// beatBackoff is how long beats wait after a passing fault that Away does not tell of. Every wait is lost to the
+// sessions that they hold online.
+var beatBackoff = retry.Backoff{First: 50 * time.Millisecond, Most: 250 * time.Millisecond}
+
+// rejectBackoff is how long the rejected items of a batch wait.
+var rejectBackoff = retry.Backoff{First: 100 * time.Millisecond, Most: 2 * time.Second}
+
+const (
+	// beatsTimeout bounds one call with beats.
+	beatsTimeout = 10 * time.Second
+	// maxFaultyCalls is how many calls in a row may fail before there is a pause.
+	maxFaultyCalls = 8
+)
+
+func (q HeartbeatQueue) serve(w http.ResponseWriter, r *http.Request) { q.serveBatch(w, r, q.apply) }
+
+func (q HeartbeatQueue) serveDeadLetters(w http.ResponseWriter, r *http.Request) {
+	q.serveBatch(w, r, q.deadLetters)
 }
 
-func (q HeartbeatQueue) serve(w http.ResponseWriter, r *http.Request) {
+func (q HeartbeatQueue) serveBatch(w http.ResponseWriter, r *http.Request, do func(context.Context, []message) error) {
 	env, err := readEnvelope(w, r)
 	if err != nil {
 		fail(w, r, err)
@@ -45,82 +60,144 @@ func (q HeartbeatQueue) serve(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, err)
 		return
 	}
-	if err := q.apply(r.Context(), batch); err != nil {
+	if err := do(r.Context(), batch); err != nil {
 		fail(w, r, err)
 		return
 	}
 	succeed(w)
 }
 
-// apply applies the beats of a batch. A passing fault fails the batch; what was applied already is stale or
-// renewed once more the next time. An item that cannot succeed is put aside with its reason.
-func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
-	var bad []rejected
-	var faults []error
+// deadLetters applies what the broker gave up, as messages of batches that failed too often: that says nothing about
+// the beats. They have their age, so that those which came too late change nothing.
+func (q HeartbeatQueue) deadLetters(ctx context.Context, batch []message) error {
 	for _, m := range batch {
-		items, err := splitBeats(m.Body)
+		logger(ctx).WarnContext(ctx, "heartbeat message dead-lettered by the broker", "message_id", m.ID, "reason", deadLetterReason(m))
+	}
+	return q.apply(ctx, batch)
+}
+
+// apply applies the beats of a batch. A batch that failed comes back at once, so while a fault passes the batch waits
+// here and tries again, until ctx ends. What can never succeed is put aside with its reason, once all other beats are
+// applied, so that a batch that comes again rejects nothing twice. When the time is over the batch fails, also at its
+// last delivery: what was applied already is renewed once more or stale the next time.
+func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
+	work := beatsAtWork{size: presence.MaxBatch}
+	for _, m := range batch {
+		items, err := heartbeatsIn(m.Body)
 		if err != nil {
-			bad = append(bad, rejected{message: m, item: m.Body, reason: err})
+			work.reject(m, 0, m.Body, err)
 			continue
 		}
 		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.beat(m.EnqueuedAt, "") })
+		for i, beat := range beats {
+			work.left = append(work.left, queuedBeat{from: m, index: at[i], text: string(items[at[i]]), beat: beat})
+		}
 		for _, u := range undecoded {
-			bad = append(bad, rejected{m, u.Index, string(items[u.Index]), errors.New(u.Detail)})
-		}
-		receipt, err := q.Tracker.Heartbeats(ctx, beats)
-		switch {
-		case err != nil && m.Delivery >= q.MaxDelivery:
-			bad = append(bad, rejected{message: m, item: m.Body, reason: fmt.Errorf("failed at its last delivery, number %d: %w", m.Delivery, err)})
-		case err != nil:
-			faults = append(faults, err)
-		}
-		for _, refused := range rejections(receipt.Rejected, at) {
-			bad = append(bad, rejected{m, refused.Index, string(items[refused.Index]), errors.New(refused.Detail)})
+			work.reject(m, u.Index, string(items[u.Index]), errors.New(u.Detail))
 		}
 	}
-	if err := q.reject(ctx, bad); err != nil {
+	waited := false
+	err := beatBackoff.Do(ctx, q.Away, func() error {
+		err := q.write(ctx, &work)
+		if err != nil && !waited {
+			waited = true
+			logger(ctx).WarnContext(ctx, "heartbeats of a queue wait for a fault to pass and are tried again", "heartbeats", len(work.left), "error", err)
+		}
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%d heartbeats of %d messages wait: %w", len(work.left), len(batch), err)
 	}
-	if len(faults) > 0 {
-		return fmt.Errorf("%d of %d messages failed: %w", len(faults), len(batch), faults[0])
-	}
-	return nil
+	return rejectBackoff.Do(ctx, nil, func() error {
+		return rejects.Send(ctx, q.Sender, queue.Heartbeats, work.bad, logger(ctx))
+	})
 }
 
-// splitBeats returns the heartbeats of a message.
-func splitBeats(body string) ([]jsontext.Value, error) {
-	if !strings.HasPrefix(strings.TrimLeft(body, " \t\r\n"), "[") {
-		return []jsontext.Value{jsontext.Value(body)}, nil
-	}
-	var items []jsontext.Value
-	if err := unmarshal([]byte(body), &items); err != nil {
-		return nil, errors.New(detailOf(err))
-	}
-	if err := checkCount("", len(items), true); err != nil {
-		return nil, errors.New(detailOf(err))
-	}
-	return items, nil
+// queuedBeat is a beat and where it came from.
+type queuedBeat struct {
+	from  message
+	index int // among the heartbeats of its message
+	text  string
+	beat  presence.Beat
+	// panics counts the calls with this beat alone that panicked.
+	panics int
 }
 
-// maxRejectedID leaves room for the position of an item in the 128 characters of a MessageId.
-const maxRejectedID = 120
+// maxPanics is how often that may be before the beat counts as one that can never succeed.
+const maxPanics = 3
 
-func (q HeartbeatQueue) reject(ctx context.Context, bad []rejected) error {
-	if len(bad) == 0 {
-		return nil
+// panicError is a call that panicked.
+type panicError struct{ cause any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("panicked: %v", e.cause) }
+
+// hopeless reports whether a call with this beat alone, which failed with err, need not be tried again.
+func (b *queuedBeat) hopeless(err error) bool {
+	if e := (*panicError)(nil); errors.As(err, &e) {
+		b.panics++
 	}
-	messages := make([]queue.Message, len(bad))
-	for i, b := range bad {
-		logger(ctx).WarnContext(ctx, "heartbeat message rejected", "message_id", b.message.ID, "item", b.index, "reason", b.reason)
-		id := b.message.ID
-		if len(id) > maxRejectedID {
-			id = digest(id)
+	return b.panics == maxPanics || !presence.Passing(err)
+}
+
+// beatsAtWork are the beats of a batch on their way.
+type beatsAtWork struct {
+	left []queuedBeat
+	size int // of the next call
+	bad  []rejects.Item
+}
+
+func (w *beatsAtWork) reject(m message, index int, text string, reason error) {
+	if gaveUp := deadLetterReason(m); gaveUp != "" {
+		reason = fmt.Errorf("%w (the broker gave it up: %s)", reason, gaveUp)
+	}
+	w.bad = append(w.bad, rejects.Item{MessageID: m.ID, Sequence: m.Sequence, Index: index, Body: text, Reason: reason})
+}
+
+// write writes what is left, in order. What fails stays; calls become smaller then, and go on with what is behind it: it
+// may be one beat alone that fails.
+func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
+	var failed []queuedBeat
+	var fault error
+	for faults := 0; len(w.left) > 0 && faults < maxFaultyCalls; {
+		n := min(w.size, len(w.left))
+		chunk := w.left[:n]
+		receipt, err := q.call(ctx, chunk)
+		if err != nil && (ctx.Err() != nil || q.Away != nil && q.Away()) {
+			w.left = append(failed, w.left...)
+			return err
 		}
-		messages[i] = queue.Rejected(fmt.Sprintf("%s/%d", id, b.index), []byte(b.item), b.reason)
+		w.left = w.left[n:]
+		switch {
+		case err == nil:
+			faults, w.size = 0, min(2*w.size, presence.MaxBatch)
+			for _, r := range receipt.Rejected {
+				b := chunk[r.Index]
+				w.reject(b.from, b.index, b.text, errors.New(detailOf(r.Err)))
+			}
+		case n == 1 && chunk[0].hopeless(err):
+			w.reject(chunk[0].from, chunk[0].index, chunk[0].text, err)
+		default:
+			faults, w.size = faults+1, max(n/2, 1)
+			failed, fault = append(failed, chunk...), err
+		}
 	}
-	name := queue.Heartbeats + queue.RejectedSuffix
-	if err := q.Sender.Send(ctx, name, messages); err != nil {
-		return fmt.Errorf("send %d items to %s: %w", len(messages), name, err)
+	w.left = append(w.left, failed...)
+	return fault
+}
+
+// call applies beats. A panic is a fault of these beats alone: the others of the batch go on.
+func (q HeartbeatQueue) call(ctx context.Context, chunk []queuedBeat) (_ presence.BulkReceipt, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &panicError{p}
+			logger(ctx).ErrorContext(ctx, "applying heartbeats of a queue panicked", "heartbeats", len(chunk), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, beatsTimeout)
+	defer cancel()
+	beats := make([]presence.Beat, len(chunk))
+	for i := range chunk {
+		beats[i] = chunk[i].beat
 	}
-	return nil
+	return q.Tracker.Heartbeats(ctx, beats)
 }

@@ -2,10 +2,12 @@ package triggers_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,14 +16,17 @@ import (
 	"userconnectivity/handler/triggers"
 )
 
-// rejectedItems are the rejected heartbeats, by MessageId.
+// rejectedItems are the rejected heartbeats, by the MessageId and the position of the item.
 func (b *bench) rejectedItems() map[string]queue.Message {
 	items := map[string]queue.Message{}
 	for _, m := range b.queues.in("heartbeats-rejected") {
-		items[m.ID] = m
+		items[m.ID[:strings.LastIndex(m.ID, "/")]] = m
 	}
 	return items
 }
+
+// impatient gives batches little time.
+func impatient(h *triggers.Handlers) { h.BatchTime = time.Second }
 
 func TestHeartbeatMessages(t *testing.T) {
 	t.Parallel()
@@ -52,8 +57,11 @@ func TestBadHeartbeatMessages(t *testing.T) {
 	}
 	bad := map[string]struct{ body, item, reason string }{
 		"text":      {body: "plain text", reason: "not JSON"},
-		"empty":     {body: "", reason: "not JSON"},
-		"string":    {body: `"ann"`, reason: "must be a JSON object"},
+		"empty":     {body: "", reason: "it is empty"},
+		"blanks":    {body: " \t\r\n\ufeff ", reason: "it is empty"},
+		"number":    {body: "7", reason: "must be a JSON object"},
+		"null":      {body: "null", reason: "/user must not be empty"},
+		"string":    {body: `"ann"`, reason: "a JSON string that holds neither a JSON object nor an array"},
 		"cut":       {body: `[{"user":"cut"}`, reason: "not JSON"},
 		"trailing":  {body: `{"user":"cut"} {"user":"cut"}`, reason: "not JSON"},
 		"unknown":   {body: `{"user":"cut","MessageId":"forged"}`, reason: "/MessageId is not a known field"},
@@ -69,6 +77,7 @@ func TestBadHeartbeatMessages(t *testing.T) {
 	messages = append(messages,
 		delivered{ID: "mixed", Body: `[{"user":"bob"},{"user":"b b"},7,{"user":"cid"},{"user":"dan","colour":1}]`},
 		delivered{ID: strings.Repeat("ü", 128), Body: "text of a message with a long id"},
+		delivered{ID: strings.Repeat("ü", 128), Body: "text of another message with that id"},
 		delivered{ID: "good-2", Body: `{"user":"eve"}`},
 	)
 	for range 2 { // delivered again, nothing more happens
@@ -102,10 +111,17 @@ func TestBadHeartbeatMessages(t *testing.T) {
 	if len(got) != 1 {
 		t.Errorf("rejected too: %+v", got)
 	}
-	for id, m := range got {
-		if len(id) > 128 || string(m.Body) != "text of a message with a long id" {
-			t.Errorf("%+v", m)
+	long := 0
+	for _, m := range b.queues.in("heartbeats-rejected") {
+		if len(m.ID) > 128 {
+			t.Errorf("MessageId %s is too long", m.ID)
 		}
+		if strings.Contains(string(m.Body), "with") {
+			long++
+		}
+	}
+	if long != 2 {
+		t.Errorf("%d of 2 messages of one id were put aside", long)
 	}
 }
 
@@ -160,64 +176,255 @@ func TestAgedHeartbeatMessages(t *testing.T) {
 	}
 }
 
-// flaky fails the beats of one user.
+// flaky fails calls with beats of one user, as often as it is told.
 type flaky struct {
 	tracker
 	user string
+	left *atomic.Int64
 }
 
 func (f flaky) Heartbeats(ctx context.Context, beats []presence.Beat) (presence.BulkReceipt, error) {
 	for _, b := range beats {
-		if b.User == f.user {
+		if b.User == f.user && f.left.Add(-1) >= 0 {
 			return presence.BulkReceipt{}, &presence.Error{Kind: presence.Unavailable, Message: "the state store cannot be reached: try again", Err: errors.New("driver text")}
 		}
 	}
 	return f.tracker.Heartbeats(ctx, beats)
 }
 
-// TestHeartbeatMessagesThatFail: a passing fault fails the batch, at its last delivery it is put aside.
+func unluckyBatch(delivery int) []delivered {
+	return []delivered{
+		{ID: "m-1", Body: `{"user":"ann"}`, Count: delivery},
+		{ID: "m-2", Body: `[{"user":"unlucky"},{"user":"bob"}]`, Count: delivery},
+		{ID: "m-3", Body: "junk", Count: delivery},
+		{ID: "m-4", Body: `{"user":"cid"}`, Count: delivery},
+	}
+}
+
+// TestHeartbeatMessagesThatWait: a batch waits for a passing fault inside its own time, at its last delivery too.
+func TestHeartbeatMessagesThatWait(t *testing.T) {
+	t.Parallel()
+	for _, function := range []string{"HeartbeatMessages", "HeartbeatDeadLetters"} {
+		t.Run(function, func(t *testing.T) {
+			t.Parallel()
+			var left atomic.Int64
+			left.Store(15) // more than one pass over the batch has
+			b := setup(t, func(h *triggers.Handlers) { h.Beats.Tracker = flaky{h.Tracker.(tracker), "unlucky", &left} })
+			b.succeeds(function, unluckyBatch(maxDelivery)...)
+			for _, s := range b.query("ann", "bob", "cid", "unlucky") {
+				if s.Status != "online" {
+					t.Errorf("%+v, want online", s)
+				}
+			}
+			if got := b.rejectedItems(); len(got) != 1 || string(got["m-3/0"].Body) != "junk" {
+				t.Errorf("rejected %+v", got)
+			}
+			if !strings.Contains(b.log.String(), "wait for a fault to pass") {
+				t.Errorf("nobody is told: %s", b.log)
+			}
+		})
+	}
+}
+
+// TestHeartbeatMessagesThatFail: a fault that outlives a batch fails it, at its last delivery too, and nothing of it is
+// rejected. The other beats are applied.
 func TestHeartbeatMessagesThatFail(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(h *triggers.Handlers) { h.Beats.Tracker = flaky{tracker: h.Tracker.(tracker), user: "unlucky"} })
-	batch := func(delivery int) []delivered {
-		return []delivered{
-			{ID: "m-1", Body: `{"user":"ann"}`, Count: delivery},
-			{ID: "m-2", Body: `[{"user":"unlucky"},{"user":"bob"}]`, Count: delivery},
-			{ID: "m-3", Body: "junk", Count: delivery},
-			{ID: "m-4", Body: `{"user":"cid"}`, Count: delivery},
+	var left atomic.Int64
+	b := setup(t, impatient, func(h *triggers.Handlers) { h.Beats.Tracker = flaky{h.Tracker.(tracker), "unlucky", &left} })
+	left.Store(1 << 40)
+	for _, function := range []string{"HeartbeatMessages", "HeartbeatDeadLetters"} {
+		if a := b.fails(function, unluckyBatch(maxDelivery)...); a.Status != 503 {
+			t.Errorf("%s: %d %s", function, a.Status, a.Body)
 		}
 	}
-	for delivery := 1; delivery < maxDelivery; delivery++ {
-		if a := b.fails("HeartbeatMessages", batch(delivery)...); a.Status != 503 {
-			t.Errorf("delivery %d: %d %s", delivery, a.Status, a.Body)
-		}
-	}
-	b.succeeds("HeartbeatMessages", batch(maxDelivery)...)
-	for _, s := range b.query("ann", "cid") {
+	for _, s := range b.query("ann", "bob", "cid") {
 		if s.Status != "online" {
 			t.Errorf("%+v, want online", s)
 		}
 	}
-	got := b.rejectedItems()
-	reason := fmt.Sprint(got["m-2/0"].Properties["reason"])
-	if len(got) != 2 || string(got["m-2/0"].Body) != batch(1)[1].Body || !strings.Contains(reason, "last delivery") {
+	if got := b.rejectedItems(); len(got) != 0 {
 		t.Errorf("rejected %+v", got)
 	}
-	if string(got["m-3/0"].Body) != "junk" {
-		t.Errorf("the junk of the same batch: %+v", got)
+	left.Store(0)
+	b.succeeds("HeartbeatMessages", unluckyBatch(maxDelivery+1)...)
+	if s := b.query("unlucky"); s[0].Status != "online" {
+		t.Errorf("%+v, want online", s)
+	}
+	if got := b.rejectedItems(); len(got) != 1 {
+		t.Errorf("rejected %+v", got)
+	}
+}
+
+// TestHeartbeatMessagesWhileRedisIsAway: no call is made while it is known to be away, and the first one follows as soon
+// as it is back.
+func TestHeartbeatMessagesWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
+	var away atomic.Bool
+	var left atomic.Int64
+	looked := make(chan struct{}, 1)
+	b := setup(t, func(h *triggers.Handlers) {
+		h.Beats.Tracker = flaky{h.Tracker.(tracker), "unlucky", &left}
+		h.Beats.Away = func() bool {
+			select {
+			case looked <- struct{}{}:
+			default:
+			}
+			return away.Load()
+		}
+	})
+	away.Store(true)
+	left.Store(1 << 40)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b.succeeds("HeartbeatMessages", unluckyBatch(1)...)
+	}()
+	for range 5 {
+		<-looked
+	}
+	if calls := 1<<40 - left.Load(); calls != 1 {
+		t.Errorf("%d calls while it is away, want the one that found it out", calls)
+	}
+	left.Store(0)
+	away.Store(false)
+	<-done
+	if s := b.query("unlucky"); s[0].Status != "online" {
+		t.Errorf("%+v, want online", s)
+	}
+}
+
+// TestDeadLetteredHeartbeats: what the broker gave up is applied with its age, or put aside with both reasons.
+func TestDeadLetteredHeartbeats(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	gaveUp := object{"DeadLetterReason": "MaxDeliveryCountExceeded", "DeadLetterErrorDescription": "10 times"}
+	b.succeeds("HeartbeatDeadLetters",
+		delivered{ID: "m-1", Body: `{"user":"ann","ttlSeconds":600}`, EnqueuedAt: time.Now().Add(-5 * time.Minute), Properties: gaveUp, Count: 11},
+		delivered{ID: "m-2", Body: `{"user":"old","ttlSeconds":600}`, EnqueuedAt: time.Now().Add(-11 * time.Minute), Properties: gaveUp, Count: 11},
+		delivered{ID: "m-3", Body: "junk", Properties: gaveUp, Count: 11},
+	)
+	if s := b.query("ann", "old"); s[0].Status != "online" || s[1].Status != "offline" {
+		t.Errorf("%+v", s)
+	}
+	got := b.rejectedItems()
+	reason := fmt.Sprint(got["m-3/0"].Properties["reason"])
+	if len(got) != 1 || !strings.Contains(reason, "not JSON") || !strings.Contains(reason, "MaxDeliveryCountExceeded: 10 times") {
+		t.Errorf("rejected %+v", got)
 	}
 }
 
 // TestRejectingFails: what cannot be put aside is not lost, the batch comes again.
 func TestRejectingFails(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := setup(t, impatient)
 	b.queues.fail(errors.New("no broker"))
 	b.fails("HeartbeatMessages", delivered{ID: "m-1", Body: "junk"}, delivered{ID: "m-2", Body: `{"user":"ann"}`})
 	b.queues.fail(nil)
 	b.succeeds("HeartbeatMessages", delivered{ID: "m-1", Body: "junk", Count: 2}, delivered{ID: "m-2", Body: `{"user":"ann"}`, Count: 2})
 	if got := b.rejectedItems(); len(got) != 1 {
 		t.Errorf("rejected %+v", got)
+	}
+}
+
+// TestFormsOfHeartbeatMessages: heartbeats as gateways send them.
+func TestFormsOfHeartbeatMessages(t *testing.T) {
+	t.Parallel()
+	ann, bob := `{"user":"ann"}`, `{"user":"bob"}`
+	quoted := func(text string) string {
+		out, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	base64ed := base64.StdEncoding.EncodeToString
+	cloudEvent := `{"specversion":"1.0","id":"1","source":"/gateway","type":"com.example.beat",`
+	for name, body := range map[string]string{
+		"array":                      `[` + ann + `,` + bob + `]`,
+		"array in an array":          `[[` + ann + `],[[` + bob + `]]]`,
+		"byte order mark":            "\ufeff[" + ann + "," + bob + "]\r\n",
+		"string":                     quoted(`[` + ann + `,` + bob + `]`),
+		"string in a string":         quoted(quoted("\ufeff[" + ann + "," + bob + "]")),
+		"array of strings":           `[` + quoted(ann) + `,` + quoted(bob) + `]`,
+		"body of the bulk call":      `{"heartbeats":[` + ann + `,` + bob + `]}`,
+		"that as a string":           quoted(`{"heartbeats":[` + ann + `,` + bob + `]}`),
+		"lines":                      ann + "\n" + bob,
+		"lines with blank ones":      "\ufeff\r\n" + ann + "\r\n\r\n" + bob + "\r\n\r\n",
+		"lines of arrays":            "[" + ann + "]\n[" + bob + "]\n",
+		"lines of strings":           quoted(ann) + "\n" + quoted(bob) + "\n",
+		"lines in a string":          quoted(ann + "\n" + bob + "\n"),
+		"CloudEvent":                 cloudEvent + `"data":[` + ann + `,` + bob + `]}`,
+		"CloudEvent of a string":     cloudEvent + `"data":` + quoted("["+ann+","+bob+"]") + `}`,
+		"CloudEvent of base64":       cloudEvent + `"data_base64":"` + base64ed([]byte("["+ann+","+bob+"]")) + `"}`,
+		"CloudEvents":                `[` + cloudEvent + `"data":` + ann + `},` + cloudEvent + `"data":` + bob + `}]`,
+		"CloudEvent of a bulk":       cloudEvent + `"data":{"heartbeats":[` + ann + `,` + bob + `]}}`,
+		"Event Grid":                 `[{"id":"1","topic":"t","subject":"s","eventType":"beat","eventTime":"2026-11-21T05:20:00Z","dataVersion":"1","data":[` + ann + `,` + bob + `]}]`,
+		"IoT Hub, object":            `{"properties":{},"systemProperties":{"iothub-connection-device-id":"d"},"body":{"heartbeats":[` + ann + `,` + bob + `]}}`,
+		"IoT Hub, base64":            `{"properties":{},"systemProperties":{},"body":"` + base64ed([]byte("["+ann+","+bob+"]")) + `"}`,
+		"IoT Hub, text":              `{"properties":{},"systemProperties":{},"body":` + quoted("["+ann+","+bob+"]") + `}`,
+		"IoT Hub in Event Grid":      `{"id":"1","eventType":"Microsoft.Devices.DeviceTelemetry","data":{"properties":{},"systemProperties":{},"body":"` + base64ed([]byte(ann+"\n"+bob)) + `"}}`,
+		"meta that looks wrapped":    `[{"user":"ann","meta":{"heartbeats":[],"specversion":"1.0"}},` + bob + `]`,
+		"indented over many lines":   "[\n  {\n    \"user\": \"ann\"\n  },\n  " + bob + "\n]\n",
+		"one of them over two lines": "[" + ann + ",\n" + bob + "]",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.succeeds("HeartbeatMessages", delivered{ID: "m", Body: body})
+			for _, s := range b.query("ann", "bob") {
+				if s.Status != "online" {
+					t.Errorf("%s is %s", s.User, s.Status)
+				}
+			}
+			if got := b.rejectedItems(); len(got) != 0 {
+				t.Errorf("rejected %+v", got)
+			}
+		})
+	}
+}
+
+// TestFormsThatAreNotTaken are rejected with a reason that names what is wrong; the beats beside them are applied.
+func TestFormsThatAreNotTaken(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		body    string
+		applied bool // the beat of ann
+		items   map[string]string
+	}{
+		"arrays too deep":       {`[[[[[[[[{"user":"bob"}]]]]]]],{"user":"ann"}]`, true, map[string]string{"0": "must be a JSON object"}},
+		"string of a text":      {`["text",{"user":"ann"}]`, true, map[string]string{"0": "must be a JSON object"}},
+		"a line that is cut":    {"{\"user\":\"ann\"}\n{\"user\":\"b", true, map[string]string{"1": "is not JSON"}},
+		"a line of text":        {"{\"user\":\"ann\"}\nend of file\n", true, map[string]string{"1": "is not JSON"}},
+		"two on one line":       {`{"user":"bob"}{"user":"bob"}`, false, map[string]string{"0": "is not JSON"}},
+		"bulk with more":        {`{"heartbeats":[{"user":"bob"}],"app":"x"}`, false, map[string]string{"0": "/app is not a known field"}},
+		"bulk without an array": {`{"heartbeats":{"user":"bob"}}`, false, map[string]string{"0": "/heartbeats must be an array"}},
+		"bulk of null":          {`{"heartbeats":null}`, false, map[string]string{"0": "/heartbeats must be an array"}},
+		"CloudEvent of nothing": {`{"specversion":"1.0","id":"1","source":"/x","type":"t"}`, false, map[string]string{"0": "the CloudEvent has no data"}},
+		"CloudEvent of noise":   {`{"specversion":"1.0","id":"1","source":"/x","type":"t","data_base64":"%"}`, false, map[string]string{"0": "is not base64"}},
+		"event of nothing":      {`{"id":"1","eventType":"t","data":null}`, false, map[string]string{"0": "the event has no data"}},
+		"device's noise":        {`{"systemProperties":{},"body":"text"}`, false, map[string]string{"0": "neither a JSON object nor an array"}},
+		"wrapped too deep":      {strings.Repeat(`{"heartbeats":[`, 9) + `{"user":"bob"}` + strings.Repeat(`]}`, 9), false, map[string]string{"0": "/heartbeats is not a known field"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.succeeds("HeartbeatMessages", delivered{ID: "m", Body: c.body})
+			for _, s := range b.query("ann", "bob") {
+				if want := map[bool]string{true: "online", false: "offline"}[c.applied && s.User == "ann"]; s.Status != want {
+					t.Errorf("%s is %s, want %s", s.User, s.Status, want)
+				}
+			}
+			got := b.rejectedItems()
+			for at, want := range c.items {
+				if reason := fmt.Sprint(got["m/"+at].Properties["reason"]); !strings.Contains(reason, want) {
+					t.Errorf("item %s: %q, want %q", at, reason, want)
+				}
+			}
+			if len(got) != len(c.items) {
+				t.Errorf("rejected %+v", got)
+			}
+		})
 	}
 }
 

@@ -32,6 +32,8 @@ type Handlers struct {
 	Observer observer
 	Version  string
 	Log      *slog.Logger
+	// BatchTime is how long a batch of queue messages may take; 0 is half of the queue's lock of 5 minutes.
+	BatchTime time.Duration
 }
 
 const (
@@ -86,8 +88,9 @@ func Routes(h Handlers) *chi.Mux {
 	})
 	get(r.With(atMost(scrapePlaces), within(requestTimeout)), "/api/metrics", metrics(h.Metrics)) // Metrics
 	r.Group(func(r chi.Router) {
-		r.Use(within(batchTimeout))
+		r.Use(within(cmp.Or(h.BatchTime, batchTimeout)))
 		r.Post("/HeartbeatMessages", h.Beats.serve)
+		r.Post("/HeartbeatDeadLetters", h.Beats.serveDeadLetters)
 		r.Post("/ConnectivityWorker", connectivityWorker(h.Worker))
 		r.Post("/DeadLetters", deadLetters(h.Worker))
 	})

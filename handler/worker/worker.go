@@ -3,12 +3,12 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +17,8 @@ import (
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/rejects"
+	"userconnectivity/handler/retry"
 )
 
 // users is the durable record of each user's last state.
@@ -41,6 +43,8 @@ type Delivery struct {
 	Body string
 	// MessageID is the broker's, "" when unknown.
 	MessageID string
+	// Sequence is the broker's own number of the message, "" when unknown.
+	Sequence string
 	// Count is how often the message was delivered, this time included; at least 1.
 	Count int
 	// Reason says why the broker gave the message up; dead letters only.
@@ -58,11 +62,18 @@ type Worker struct {
 	log         *slog.Logger
 }
 
-// applyAtOnce bounds the concurrent writes to the users records.
-const applyAtOnce = 16
+const (
+	// applyAtOnce bounds the concurrent writes to the users records.
+	applyAtOnce = 16
+	// maxPanics is how often one event may panic before it counts as one that can never succeed.
+	maxPanics = 3
+)
 
-// New returns a Worker. Replays are sent to the given queues. maxDelivery is the queue's max delivery count: a message
-// at its last delivery is put aside by the worker itself, with its reason, before the broker does it without one.
+// backoff is how long a batch waits after a passing fault.
+var backoff = retry.Backoff{First: 100 * time.Millisecond, Most: 2 * time.Second}
+
+// New returns a Worker. Replays are sent to the given queues. maxDelivery is the queue's max delivery count: the
+// attempts of dead letters are counted from there.
 func New(u users, e events, s sender, codec queue.Codec, to queue.Destinations, maxDelivery int, log *slog.Logger) *Worker {
 	return &Worker{users: u, events: e, sender: s, codec: codec, to: to, maxDelivery: maxDelivery, log: log}
 }
@@ -74,26 +85,105 @@ type item struct {
 	readable bool // event is whole
 	attempt  eventlog.Attempt
 	began    time.Time
-	applied  bool
-	// poison says why the item can never succeed, fault why it did not succeed now.
+	ended    time.Time // zero until it is applied, found to be of no concern, or poison
+	note     string    // the detail of the end
+	logged   bool
+	panics   int
+	// poison says why the item can never succeed, fault why it did not succeed the last time.
 	poison, fault error
 }
 
-// Process works on a batch. A batch can only succeed or fail as a whole (design D14), so an item that can
-// never succeed, or fails at its last delivery, goes to the queue's -rejected queue and is logged as dead,
-// and the batch succeeds. A passing fault fails the batch: all of it is delivered again, and what was done
-// already changes nothing.
+// Process works on a batch until every event of it is applied and logged, or until ctx ends. A batch can only succeed
+// or fail as a whole (design D14), and a failed one comes back at once. So while a fault passes (presence.Passing) the
+// batch waits here and tries again. An event that can never succeed is logged as dead and goes to the queue's -rejected
+// queue, once everything else of the batch is done, so that what is delivered again is not rejected twice. When the
+// time is over the batch fails: all of it is delivered again, and what was done already changes nothing.
 func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 	items := make([]*item, len(batch))
+	for i, d := range batch {
+		items[i] = w.item(d, max(d.Count, 1))
+	}
+	return w.work(ctx, items)
+}
+
+// DeadLetters works on what the broker itself gave up, as messages of batches that failed too often or were not
+// settled in time: that says nothing about the event. An event that can be read is applied and logged as any other; what
+// can never succeed is logged as dead and put aside.
+func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
+	items := make([]*item, len(batch))
+	for i, d := range batch {
+		// It comes after every delivery of its replay.
+		it := w.item(d, w.maxDelivery+max(d.Count, 1))
+		gaveUp := "the broker gave it up: " + d.Reason
+		w.log.WarnContext(ctx, "event dead-lettered by the broker", "message_id", d.MessageID, "event_id", it.event.ID, "reason", gaveUp)
+		it.note = strings.TrimPrefix(it.note+"; "+gaveUp, "; ")
+		if it.poison != nil {
+			it.poison = fmt.Errorf("%w (%s)", it.poison, gaveUp)
+		}
+		items[i] = it
+	}
+	return w.work(ctx, items)
+}
+
+// item reads a delivery.
+func (w *Worker) item(d Delivery, delivery int) *item {
+	it := &item{delivery: d, began: time.Now()}
+	var replay int
+	it.event, replay, it.poison = w.codec.Decode([]byte(d.Body))
+	it.readable = it.poison == nil
+	id, replayed := queue.ParseMessageID(d.MessageID)
+	if _, ok := presence.PartitionKeyOf(it.event.ID); !ok {
+		it.event.ID = id
+	}
+	it.attempt = eventlog.Attempt{Replay: cmp.Or(replay, replayed), Delivery: delivery}
+	if it.event.Type == presence.KeyExpired {
+		it.poison = errors.New("the expiry of another application's key is not for this queue: EXPIRATION_ROUTES must not name it")
+	}
+	switch {
+	case it.poison != nil:
+		it.ended = time.Now()
+	case !it.event.Type.Valid():
+		// A later version sends it, and a worker of that version knows what it is for.
+		it.ended, it.note = time.Now(), fmt.Sprintf("this version has nothing to do for an event of type %.100s", it.event.Type)
+	}
+	return it
+}
+
+// work brings every item to its end: applied, logged, and put aside where it can never succeed.
+func (w *Worker) work(ctx context.Context, items []*item) error {
+	most, done := retry.Reserve(ctx)
+	defer done()
+	told := false
+	err := backoff.Do(most, nil, func() error {
+		w.applyAll(most, items)
+		err := errors.Join(w.logEnded(most, items), faultOf(items))
+		if err != nil && !told {
+			told = true
+			w.log.WarnContext(ctx, "events wait for a fault to pass and are tried again", "error", err)
+		}
+		return err
+	})
+	if err != nil {
+		w.logFailed(ctx, items)
+		return err
+	}
+	var rejected []rejects.Item
+	for _, it := range items {
+		if it.poison != nil {
+			rejected = append(rejected, rejects.Item{MessageID: it.delivery.MessageID, Sequence: it.delivery.Sequence, Body: it.delivery.Body, Reason: it.poison})
+		}
+	}
+	return backoff.Do(ctx, nil, func() error {
+		return rejects.Send(ctx, w.sender, queue.ConnectivityEvents, rejected, w.log)
+	})
+}
+
+// applyAll applies the events that have not ended yet. Each keeps its own fault.
+func (w *Worker) applyAll(ctx context.Context, items []*item) {
 	var g errgroup.Group
 	g.SetLimit(applyAtOnce)
-	for i, d := range batch {
-		it := &item{delivery: d, began: time.Now()}
-		items[i] = it
-		var replay int
-		it.event, replay, it.poison = w.codec.Decode([]byte(d.Body))
-		it.attempt = eventlog.Attempt{Replay: replay, Delivery: max(d.Count, 1)}
-		if it.readable = it.poison == nil; it.readable {
+	for _, it := range items {
+		if it.ended.IsZero() {
 			g.Go(func() error {
 				w.apply(ctx, it)
 				return nil
@@ -101,28 +191,6 @@ func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 		}
 	}
 	_ = g.Wait() // each item keeps its own fault
-	for _, it := range items {
-		if it.fault != nil && it.delivery.Count >= w.maxDelivery {
-			it.poison = fmt.Errorf("failed at its last delivery, number %d: %w", it.delivery.Count, it.fault)
-			it.fault = nil
-		}
-	}
-	if err := w.reject(ctx, queue.ConnectivityEvents, items); err != nil {
-		return err
-	}
-	if err := w.events.Write(ctx, w.updates(items)); err != nil {
-		return fmt.Errorf("log the outcome of %d events: %w", len(items), err)
-	}
-	var faults []error
-	for _, it := range items {
-		if it.fault != nil {
-			faults = append(faults, fmt.Errorf("apply event %s: %w", it.event.ID, it.fault))
-		}
-	}
-	if len(faults) > 0 {
-		return fmt.Errorf("%d of %d events failed: %w", len(faults), len(items), faults[0])
-	}
-	return nil
 }
 
 // apply applies one event. A panic is the fault of that event alone: outside of this goroutine nobody could
@@ -130,51 +198,120 @@ func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 func (w *Worker) apply(ctx context.Context, it *item) {
 	defer func() {
 		if p := recover(); p != nil {
+			it.panics++
 			it.fault = fmt.Errorf("panicked: %v", p)
 			w.log.ErrorContext(ctx, "applying an event panicked", "event_id", it.event.ID, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
+		if it.fault != nil && (it.panics == maxPanics || !presence.Passing(it.fault)) {
+			it.poison, it.fault, it.ended = it.fault, nil, time.Now()
+		}
 	}()
-	it.applied, it.fault = w.users.Apply(ctx, it.event)
+	var applied bool
+	if applied, it.fault = w.users.Apply(ctx, it.event); it.fault != nil {
+		return
+	}
+	it.ended = time.Now()
+	if !applied {
+		it.note = strings.TrimPrefix(it.note+"; changed nothing: this event, or a newer one of the user, was applied before", "; ")
+	}
 }
 
-// updates is the prefix of each event's history that the worker knows.
-func (w *Worker) updates(items []*item) []eventlog.Update {
-	now := time.Now()
+// faultOf returns an error about the items that have a fault, nil when there are none.
+func faultOf(items []*item) error {
+	n := 0
+	var first *item
+	for _, it := range items {
+		if it.fault == nil {
+			continue
+		}
+		if n++; first == nil {
+			first = it
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return fmt.Errorf("%d of %d events failed: apply event %s: %w", n, len(items), first.event.ID, first.fault)
+}
+
+// logEnded logs the items that have ended. An event that the log refuses for good is put aside with that reason, and
+// the others go on.
+func (w *Worker) logEnded(ctx context.Context, items []*item) error {
+	var ended []*item
+	for _, it := range items {
+		if !it.ended.IsZero() && !it.logged {
+			ended = append(ended, it)
+		}
+	}
+	err := w.write(ctx, ended)
+	if err == nil || presence.Passing(err) {
+		return err
+	}
+	for _, it := range ended { // which of them is it?
+		err := w.write(ctx, []*item{it})
+		switch {
+		case err == nil:
+		case presence.Passing(err):
+			return err
+		default:
+			it.logged, it.poison = true, errors.Join(it.poison, err)
+		}
+	}
+	return nil
+}
+
+// write writes what became of items to the log.
+func (w *Worker) write(ctx context.Context, items []*item) error {
 	updates := make([]eventlog.Update, 0, len(items))
 	for _, it := range items {
-		steps := []eventlog.Step{{Status: eventlog.Processing, At: it.began, Attempt: it.attempt}}
-		end := eventlog.Step{Status: eventlog.Done, At: now, Attempt: it.attempt}
-		switch {
-		case it.poison != nil:
-			end.Status, end.Detail = eventlog.Dead, it.poison.Error()
-		case it.fault != nil:
-			end.Status, end.Detail = eventlog.Failed, faultText(it.fault)
-		case !it.applied:
-			end.Detail = "changed nothing: this event, or a newer one of the user, was applied before"
+		if u, ok := it.update(); ok {
+			updates = append(updates, u)
 		}
-		if it.readable {
-			steps = append([]eventlog.Step{{Status: eventlog.Detected, At: it.event.DetectedAt}}, steps...)
-		} else {
-			// What could not be read makes no record; one that is there already is told of it.
-			id, ok := eventID(it.event, it.delivery)
-			if !ok {
-				continue
-			}
-			it.event = presence.Event{ID: id}
-		}
-		updates = append(updates, eventlog.Update{Event: it.event, Steps: append(steps, end)})
 	}
-	return updates
+	if len(updates) > 0 {
+		if err := w.events.Write(ctx, updates); err != nil {
+			return fmt.Errorf("log the outcome of %d events: %w", len(updates), err)
+		}
+	}
+	for _, it := range items {
+		it.logged = !it.ended.IsZero()
+	}
+	return nil
 }
 
-// eventID finds the id of an event that could not be read whole: in its body, else in its MessageId.
-func eventID(e presence.Event, d Delivery) (string, bool) {
-	id := e.ID
-	if _, ok := presence.PartitionKeyOf(id); !ok {
-		id, _, _ = strings.Cut(d.MessageID, ":")
+// logFailed tells the log which events failed, where it can be reached: they come again.
+func (w *Worker) logFailed(ctx context.Context, items []*item) {
+	var failed []*item
+	for _, it := range items {
+		if it.fault != nil {
+			failed = append(failed, it)
+		}
 	}
-	_, ok := presence.PartitionKeyOf(id)
-	return id, ok
+	if err := w.write(ctx, failed); err != nil {
+		w.log.WarnContext(ctx, "that events failed could not be logged; they are delivered again", "events", len(failed), "error", err)
+	}
+}
+
+// update is the prefix of the event's history that the worker knows. There is none for what names no event.
+func (it *item) update() (eventlog.Update, bool) {
+	if _, ok := presence.PartitionKeyOf(it.event.ID); !ok {
+		return eventlog.Update{}, false
+	}
+	end := eventlog.Step{Status: eventlog.Done, At: it.ended, Detail: it.note, Attempt: it.attempt}
+	switch {
+	case it.poison != nil:
+		end.Status, end.Detail = eventlog.Dead, it.poison.Error()
+	case it.fault != nil:
+		end.Status, end.At, end.Detail = eventlog.Failed, time.Now(), faultText(it.fault)
+	}
+	steps := []eventlog.Step{{Status: eventlog.Processing, At: it.began, Attempt: it.attempt}, end}
+	e := it.event
+	if it.readable && (e.User != "" || e.Key != "") {
+		steps = append([]eventlog.Step{{Status: eventlog.Detected, At: e.DetectedAt}}, steps...)
+	} else { // what could not be read makes no record; one that is there already is told of it
+		e = presence.Event{ID: e.ID}
+	}
+	return eventlog.Update{Event: e, Steps: steps}, true
 }
 
 // faultText is what the log says of a fault: its message for callers, not what is behind it.
@@ -184,79 +321,6 @@ func faultText(err error) string {
 		return e.Message
 	}
 	return err.Error()
-}
-
-// reject sends the poison items to the queue's -rejected queue, with their reason.
-func (w *Worker) reject(ctx context.Context, from string, items []*item) error {
-	var rejected []queue.Message
-	for _, it := range items {
-		if it.poison == nil {
-			continue
-		}
-		w.log.WarnContext(ctx, "event rejected", "message_id", it.delivery.MessageID, "delivery", it.delivery.Count, "reason", it.poison)
-		rejected = append(rejected, queue.Rejected(it.delivery.MessageID, []byte(it.delivery.Body), it.poison))
-	}
-	if len(rejected) == 0 {
-		return nil
-	}
-	name := from + queue.RejectedSuffix
-	if err := w.sender.Send(ctx, name, rejected); err != nil {
-		return fmt.Errorf("send %d messages to %s: %w", len(rejected), name, err)
-	}
-	return nil
-}
-
-// DeadLetters logs what the broker itself gave up on. An event that was applied stays done: what the broker gave
-// up is only a message whose batch was not settled in time.
-func (w *Worker) DeadLetters(ctx context.Context, batch []Delivery) error {
-	now := time.Now()
-	var updates []eventlog.Update
-	for _, d := range batch {
-		e, replay, err := w.codec.Decode([]byte(d.Body))
-		reason := "the broker gave it up: " + d.Reason
-		if err != nil {
-			reason += " (" + err.Error() + ")"
-			id, ok := eventID(e, d)
-			e = presence.Event{ID: id}
-			if !ok {
-				e.ID = ""
-			}
-		}
-		w.log.WarnContext(ctx, "event dead-lettered by the broker", "message_id", d.MessageID, "event_id", e.ID, "reason", reason)
-		if e.ID == "" {
-			continue
-		}
-		done, readErr := w.wasDone(ctx, e.ID, replay)
-		if readErr != nil {
-			return fmt.Errorf("read event %s: %w", e.ID, readErr)
-		}
-		if done {
-			continue
-		}
-		var steps []eventlog.Step
-		if err == nil {
-			steps = append(steps, eventlog.Step{Status: eventlog.Detected, At: e.DetectedAt})
-		}
-		// It comes after every delivery of its replay.
-		attempt := eventlog.Attempt{Replay: replay, Delivery: w.maxDelivery + 1}
-		steps = append(steps, eventlog.Step{Status: eventlog.Dead, At: now, Detail: reason, Attempt: attempt})
-		updates = append(updates, eventlog.Update{Event: e, Steps: steps})
-	}
-	if err := w.events.Write(ctx, updates); err != nil {
-		return fmt.Errorf("log %d dead letters: %w", len(updates), err)
-	}
-	return nil
-}
-
-// wasDone reports whether a delivery of the event's given replay (0 is the original) was applied.
-func (w *Worker) wasDone(ctx context.Context, id string, replay int) (bool, error) {
-	record, err := w.events.Event(ctx, id)
-	if errors.Is(err, eventlog.ErrNotFound) {
-		return false, nil
-	}
-	return slices.ContainsFunc(record.History, func(s eventlog.Step) bool {
-		return s.Status == eventlog.Done && s.Attempt.Replay == replay
-	}), err
 }
 
 // Replay sends an event to its queue again, under a MessageId of its own, and logs that. It returns

@@ -34,6 +34,8 @@ type bench struct {
 
 	mu                    sync.Mutex
 	apply                 func(presence.Event) error
+	write                 func([]eventlog.Update) error
+	send                  func([]queue.Message) error
 	writeFault, sendFault error
 	onSend                func(queue.Message)
 	sent                  map[string][]queue.Message
@@ -67,6 +69,11 @@ func (b *bench) Write(ctx context.Context, updates []eventlog.Update) error {
 	if b.writeFault != nil {
 		return b.writeFault
 	}
+	if b.write != nil {
+		if err := b.write(updates); err != nil {
+			return err
+		}
+	}
 	return b.store.Write(ctx, updates)
 }
 
@@ -75,6 +82,11 @@ func (b *bench) Event(ctx context.Context, id string) (eventlog.Record, error) {
 }
 
 func (b *bench) Send(_ context.Context, name string, messages []queue.Message) error {
+	if b.send != nil {
+		if err := b.send(messages); err != nil {
+			return err
+		}
+	}
 	if b.sendFault == nil {
 		b.sent[name] = append(b.sent[name], messages...)
 	}
@@ -86,6 +98,13 @@ func (b *bench) Send(_ context.Context, name string, messages []queue.Message) e
 
 func (b *bench) process(deliveries ...worker.Delivery) error {
 	return b.work.Process(b.t.Context(), deliveries)
+}
+
+// short is a batch's own time, for what does not pass in it.
+func (b *bench) short() context.Context {
+	ctx, cancel := context.WithTimeout(b.t.Context(), 300*time.Millisecond)
+	b.t.Cleanup(cancel)
+	return ctx
 }
 
 func (b *bench) mustProcess(deliveries ...worker.Delivery) {
@@ -225,15 +244,20 @@ func TestPoison(t *testing.T) {
 		delivery(t, good, 0, 0),
 	)
 	rejected := b.sent["connectivity-events-rejected"]
-	if len(rejected) != 3 || rejected[0].ID != "m-1" || string(rejected[0].Body) != "junk" || rejected[1].ID != known.ID+":r1" || rejected[2].ID != "m-3" {
-		t.Errorf("rejected %+v", rejected)
+	if len(rejected) != 3 || string(rejected[0].Body) != "junk" {
+		t.Fatalf("rejected %+v", rejected)
+	}
+	for i, id := range []string{"m-1", known.ID + ":r1", "m-3"} {
+		if !strings.HasPrefix(rejected[i].ID, id+"/0/") {
+			t.Errorf("rejected as %s, want it to begin with %s", rejected[i].ID, id)
+		}
 	}
 	for _, m := range rejected {
 		if reason, _ := m.Properties["reason"].(string); !strings.Contains(reason, "CloudEvent") {
 			t.Errorf("%s: reason %q", m.ID, reason)
 		}
 	}
-	if got := b.history(known.ID); got != "detected/0.0 queued/0.0 processing/0.1 dead/0.1" || !strings.Contains(b.lastDetail(known.ID), "not a CloudEvent") {
+	if got := b.history(known.ID); got != "detected/0.0 queued/0.0 processing/1.1 dead/1.1" || !strings.Contains(b.lastDetail(known.ID), "not a CloudEvent") {
 		t.Errorf("the event behind the torn message: %s (%s)", got, b.lastDetail(known.ID))
 	}
 	if _, err := b.store.Event(t.Context(), unknown.ID); !errors.Is(err, eventlog.ErrNotFound) {
@@ -242,58 +266,199 @@ func TestPoison(t *testing.T) {
 	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
 		t.Errorf("the good one: %s", got)
 	}
-	if got := strings.Count(b.log.String(), "event rejected"); got != 3 || !strings.Contains(b.log.String(), "message_id=m-1") {
+	if got := strings.Count(b.log.String(), "msg=rejected"); got != 3 || !strings.Contains(b.log.String(), "message_id=m-1") {
 		t.Errorf("%d lines: %s", got, &b.log)
 	}
 }
 
+// TestPassingFault: a batch waits for it inside its own time, and nothing is rejected.
 func TestPassingFault(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	good, unlucky := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2)
 	fault := &presence.Error{Kind: presence.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")}
+	tries := map[string]int{}
 	b.apply = func(e presence.Event) error {
-		if e.User == "bob" {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if tries[e.User]++; e.User == "bob" && tries["bob"] <= 3 {
 			return fault
 		}
 		return nil
 	}
-	err := b.process(delivery(t, good, 0, 1), delivery(t, unlucky, 0, 1))
-	if !errors.Is(err, fault) || !strings.Contains(err.Error(), "1 of 2") {
-		t.Fatalf("%v", err)
+	logFaults := 2
+	b.write = func([]eventlog.Update) error {
+		if logFaults--; logFaults >= 0 {
+			return fmt.Errorf("write: %w", eventlog.ErrUnavailable)
+		}
+		return nil
 	}
-	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
-		t.Errorf("the good one: %s", got)
+	// It is the last delivery, which changes nothing.
+	b.mustProcess(delivery(t, good, 0, maxDelivery), delivery(t, unlucky, 0, maxDelivery))
+	for _, e := range []presence.Event{good, unlucky} {
+		if got := b.history(e.ID); got != "detected/0.0 processing/0.3 done/0.3" {
+			t.Errorf("%s: %s", e.User, got)
+		}
 	}
-	if got := b.history(unlucky.ID); got != "detected/0.0 processing/0.1 failed/0.1" || b.lastDetail(unlucky.ID) != fault.Message {
-		t.Errorf("the unlucky one: %s (%s)", got, b.lastDetail(unlucky.ID))
+	if tries["ann"] != 1 || tries["bob"] != 4 {
+		t.Errorf("applied %v", tries)
 	}
 	if len(b.sent) != 0 {
 		t.Errorf("sent %v", b.sent)
 	}
-	b.apply = nil
-	b.mustProcess(delivery(t, good, 0, 2), delivery(t, unlucky, 0, 2))
-	if got := b.history(unlucky.ID); got != "detected/0.0 processing/0.1 failed/0.1 processing/0.2 done/0.2" {
-		t.Errorf("afterwards: %s", got)
+	if !strings.Contains(b.log.String(), "events wait") {
+		t.Errorf("nobody is told: %s", &b.log)
 	}
 }
 
-func TestFaultAtTheLastDelivery(t *testing.T) {
+// TestFaultThatOutlivesTheBatch: the batch fails, whatever delivery it is; the next one brings all to an end.
+func TestFaultThatOutlivesTheBatch(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]error{
+		"known to pass": &presence.Error{Kind: presence.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")},
+		"foreign":       errors.New("403: the identity of this app has no role in the account"),
+	} {
+		for _, count := range []int{1, maxDelivery, maxDelivery + 7} {
+			t.Run(fmt.Sprint(name, count), func(t *testing.T) {
+				t.Parallel()
+				b := setup(t)
+				good, unlucky := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2)
+				b.apply = func(e presence.Event) error {
+					if e.User == "bob" {
+						return fault
+					}
+					return nil
+				}
+				batch := []worker.Delivery{{Body: "junk", MessageID: "m-1", Count: count}, delivery(t, good, 0, count), delivery(t, unlucky, 0, count)}
+				err := b.work.Process(b.short(), batch)
+				if !errors.Is(err, fault) || !strings.Contains(err.Error(), "1 of 3") {
+					t.Fatalf("%v", err)
+				}
+				if got, want := b.history(good.ID), fmt.Sprintf("detected/0.0 processing/0.%d done/0.%d", count, count); got != want {
+					t.Errorf("the good one: %s, want %s", got, want)
+				}
+				if got, want := b.history(unlucky.ID), fmt.Sprintf("detected/0.0 processing/0.%d failed/0.%d", count, count); got != want || strings.Contains(b.lastDetail(unlucky.ID), "connection string") {
+					t.Errorf("the unlucky one: %s (%s)", got, b.lastDetail(unlucky.ID))
+				}
+				if len(b.sent) != 0 {
+					t.Errorf("rejected by a batch that failed: %v", b.sent)
+				}
+				b.apply = nil
+				for i := range batch {
+					batch[i].Count++
+				}
+				b.mustProcess(batch...)
+				if got, want := b.history(unlucky.ID), fmt.Sprintf("detected/0.0 processing/0.%d failed/0.%d processing/0.%d done/0.%d", count, count, count+1, count+1); got != want {
+					t.Errorf("afterwards: %s, want %s", got, want)
+				}
+				if got := b.sent["connectivity-events-rejected"]; len(b.sent) != 1 || len(got) != 1 || string(got[0].Body) != "junk" {
+					t.Errorf("sent %v", b.sent)
+				}
+			})
+		}
+	}
+}
+
+// refusal is a sink's answer to what it will never take.
+type refusal struct{}
+
+func (refusal) Error() string            { return "nested too deep (400)" }
+func (refusal) ErrorKind() presence.Kind { return presence.Invalid }
+
+// TestSinkRefusesOneEvent: an event that the log or the users record refuses for good is set aside with its reason, the
+// others of its batch are done.
+func TestSinkRefusesOneEvent(t *testing.T) {
+	t.Parallel()
+	for _, sink := range []string{"log", "users"} {
+		t.Run(sink, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			good, refused, last := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2), eventlogtest.Online("cid", 3)
+			switch sink {
+			case "log":
+				b.write = func(updates []eventlog.Update) error {
+					for _, u := range updates {
+						if u.Event.User == "bob" {
+							return fmt.Errorf("write event %s: %w", u.Event.ID, refusal{})
+						}
+					}
+					return nil
+				}
+			case "users":
+				b.apply = func(e presence.Event) error {
+					if e.User == "bob" {
+						return fmt.Errorf("apply: %w", refusal{})
+					}
+					return nil
+				}
+			}
+			b.mustProcess(delivery(t, good, 0, 1), delivery(t, refused, 0, 1), delivery(t, last, 0, 1))
+			for _, e := range []presence.Event{good, last} {
+				if got := b.history(e.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+					t.Errorf("%s: %s", e.User, got)
+				}
+			}
+			got := b.sent["connectivity-events-rejected"]
+			if len(got) != 1 || !strings.Contains(fmt.Sprint(got[0].Properties["reason"]), "nested too deep") {
+				t.Errorf("rejected %+v", got)
+			}
+			_, known, err := b.store.User(t.Context(), "bob")
+			if err != nil || known != (sink == "log") {
+				t.Errorf("the users record of bob is there: %v, %v", known, err)
+			}
+			if sink == "users" && b.history(refused.ID) != "detected/0.0 processing/0.1 dead/0.1" {
+				t.Errorf("refused by the users record: %s", b.history(refused.ID))
+			}
+		})
+	}
+}
+
+// TestEventOfALaterVersion is logged and passed: nothing is rejected, and the rest of the batch is done.
+func TestEventOfALaterVersion(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	e, other := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 1)
-	b.apply = func(e presence.Event) error {
-		if e.User == "ann" {
-			return eventlog.ErrUnavailable
+	newer, reason, good := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2), eventlogtest.Online("cid", 3)
+	newer.Type, reason.Reason = "user.hibernated", "evicted"
+	withMore := delivery(t, good, 0, 1)
+	withMore.Body = strings.Replace(withMore.Body, `"groups":`, `"zone":{"n":1e309},"groups":`, 1)
+	b.mustProcess(delivery(t, newer, 0, 1), delivery(t, reason, 0, 1), withMore,
+		worker.Delivery{Body: `{"specversion":"1.0","id":"other-form","source":"/app","type":"userconnectivity.fleet.moved","data":[1]}`, MessageID: "m-1", Count: 1})
+	if len(b.sent) != 0 {
+		t.Errorf("rejected %v", b.sent)
+	}
+	for _, e := range []presence.Event{newer, reason, good} {
+		if got := b.history(e.ID); got != "detected/0.0 processing/0.1 done/0.1" {
+			t.Errorf("%s: %s", e.Type, got)
 		}
-		return nil
+		_, known, err := b.store.User(t.Context(), e.User)
+		if err != nil || known != e.Type.Valid() {
+			t.Errorf("%s: the users record is there: %v, %v", e.Type, known, err)
+		}
 	}
-	b.mustProcess(delivery(t, e, 0, maxDelivery), delivery(t, other, 0, 1))
-	if got := b.history(e.ID); got != "detected/0.0 processing/0.3 dead/0.3" || !strings.Contains(b.lastDetail(e.ID), "last delivery, number 3") {
-		t.Errorf("%s (%s)", got, b.lastDetail(e.ID))
+	if got := b.lastDetail(newer.ID); !strings.Contains(got, "nothing to do for an event of type user.hibernated") {
+		t.Errorf("detail %q", got)
 	}
-	if got := b.sent["connectivity-events-rejected"]; len(got) != 1 || got[0].ID != e.ID {
-		t.Errorf("rejected %+v", got)
+}
+
+// TestNumbersThatNoFloatHolds: an event that a client's meta made odd moves the users record as any other.
+func TestNumbersThatNoFloatHolds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e := eventlogtest.Offline("ann", 1)
+	e.Meta = []byte(`{"n":1e309,"m":123456789012345678901234567890}`)
+	b.mustProcess(delivery(t, e, 0, 1))
+	r, err := b.store.Event(t.Context(), e.ID)
+	if err != nil || r.Status() != eventlog.Done || string(r.Event.Meta) != string(e.Meta) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if u, _, err := b.store.User(t.Context(), "ann"); err != nil || u.Status != presence.Offline || u.Epoch != e.Epoch {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if err := b.work.Replay(t.Context(), e.ID); err != nil {
+		t.Fatal(err)
+	}
+	if m := b.sent["events-topic"][0]; !strings.Contains(string(m.Body), string(e.Meta)) {
+		t.Errorf("replayed as %s", m.Body)
 	}
 }
 
@@ -308,39 +473,50 @@ func TestPanicIsTheFaultOfOneEvent(t *testing.T) {
 		}
 		return nil
 	}
-	if err := b.process(delivery(t, bad, 0, 1), delivery(t, good, 0, 1)); err == nil || !strings.Contains(err.Error(), "driver fault") {
-		t.Errorf("%v", err)
-	}
+	b.mustProcess(delivery(t, bad, 0, 1), delivery(t, good, 0, 1))
 	if got := b.history(good.ID); got != "detected/0.0 processing/0.1 done/0.1" {
 		t.Errorf("the good one: %s", got)
 	}
-	b.mustProcess(delivery(t, bad, 0, maxDelivery))
-	if got := b.history(bad.ID); got != "detected/0.0 processing/0.1 failed/0.1 processing/0.3 dead/0.3" {
+	// It was tried more than once, and is kept with what is wrong.
+	if got := b.history(bad.ID); got != "detected/0.0 processing/0.1 dead/0.1" || !strings.Contains(b.lastDetail(bad.ID), "driver fault") {
 		t.Errorf("the bad one: %s", got)
+	}
+	if got := b.sent["connectivity-events-rejected"]; len(got) != 1 || strings.Count(b.log.String(), "applying an event panicked") != 3 {
+		t.Errorf("rejected %+v", got)
 	}
 	if !strings.Contains(b.log.String(), "applying an event panicked") || !strings.Contains(b.log.String(), "goroutine") {
 		t.Errorf("logged %s", &b.log)
 	}
 }
 
-// TestNothingIsLostWhenPuttingAsideFails: the batch fails and comes again.
+// TestNothingIsLostWhenPuttingAsideFails: the batch waits, fails and comes again.
 func TestNothingIsLostWhenPuttingAsideFails(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	e := eventlogtest.Online("ann", 1)
 	batch := []worker.Delivery{{Body: "junk", MessageID: "m-1", Count: 1}, delivery(t, e, 0, 1)}
 	b.sendFault = errors.New("no broker")
-	if err := b.process(batch...); !errors.Is(err, b.sendFault) || !strings.Contains(err.Error(), "connectivity-events-rejected") {
+	if err := b.work.Process(b.short(), batch); !errors.Is(err, b.sendFault) || !strings.Contains(err.Error(), "connectivity-events-rejected") {
 		t.Errorf("%v", err)
 	}
 	b.sendFault, b.writeFault = nil, eventlog.ErrUnavailable
-	if err := b.process(batch...); !errors.Is(err, eventlog.ErrUnavailable) {
+	if err := b.work.Process(b.short(), batch); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("%v", err)
 	}
 	b.writeFault = nil
+	faults := 2
+	b.send = func([]queue.Message) error {
+		if faults--; faults >= 0 {
+			return errors.New("no broker yet")
+		}
+		return nil
+	}
 	b.mustProcess(batch...)
 	if got := b.history(e.ID); got != "detected/0.0 processing/0.1 done/0.1" {
 		t.Errorf("history %s", got)
+	}
+	if got := b.sent["connectivity-events-rejected"]; len(got) != 1 {
+		t.Errorf("rejected %+v", got)
 	}
 }
 
@@ -353,46 +529,99 @@ func TestEmptyBatch(t *testing.T) {
 	}
 }
 
+// TestDeadLetters: what the broker gave up is applied where it can be read, else put aside.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	failed, done, unknown := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2), eventlogtest.Online("cid", 3)
+	fault := true
 	b.apply = func(e presence.Event) error {
-		if e.User == "ann" {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if fault && e.User == "ann" {
 			return eventlog.ErrUnavailable
 		}
 		return nil
 	}
-	if err := b.process(delivery(t, failed, 0, 1), delivery(t, done, 0, 2)); err == nil {
+	if err := b.work.Process(b.short(), []worker.Delivery{delivery(t, failed, 0, 1), delivery(t, done, 0, 2)}); err == nil {
 		t.Fatal("the batch succeeded")
 	}
-	letters := []worker.Delivery{delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1), {Body: "junk", MessageID: "m-1"}, {Body: "torn", MessageID: failed.ID}}
+	letters := []worker.Delivery{
+		delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1), {Body: "junk", MessageID: "m-1"},
+		{Body: "torn", MessageID: unknown.ID + ":r2"},
+	}
 	for i := range letters {
 		letters[i].Reason = "MaxDeliveryCountExceeded"
 	}
-	for range 2 {
+	if err := b.work.DeadLetters(b.short(), letters); !errors.Is(err, eventlog.ErrUnavailable) || len(b.sent) != 0 {
+		t.Errorf("while the fault lasts: %v, sent %v", err, b.sent)
+	}
+	b.mu.Lock()
+	fault = false
+	b.mu.Unlock()
+	for range 2 { // delivered again, nothing more happens
 		if err := b.work.DeadLetters(t.Context(), letters); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for id, want := range map[string]string{
-		failed.ID:  "detected/0.0 processing/0.1 failed/0.1 dead/0.4",
-		done.ID:    "detected/0.0 processing/0.2 done/0.2",
-		unknown.ID: "detected/0.0 dead/0.4",
+		failed.ID:  "detected/0.0 processing/0.1 failed/0.1 processing/0.4 failed/0.4 done/0.4",
+		done.ID:    "detected/0.0 processing/0.2 done/0.2 processing/0.4 done/0.4",
+		unknown.ID: "detected/0.0 processing/0.4 done/0.4 processing/2.4 dead/2.4",
 	} {
 		if got := b.history(id); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
-	if got := b.lastDetail(unknown.ID); got != "the broker gave it up: MaxDeliveryCountExceeded" {
+	if got := b.lastDetail(failed.ID); got != "the broker gave it up: MaxDeliveryCountExceeded" {
 		t.Errorf("detail %q", got)
+	}
+	for _, user := range []string{"ann", "bob", "cid"} {
+		if u, known, err := b.store.User(t.Context(), user); err != nil || !known || u.Status != presence.Online {
+			t.Errorf("users record of %s: %+v, %v", user, u, err)
+		}
+	}
+	ids := map[string]string{}
+	for _, m := range b.sent["connectivity-events-rejected"] {
+		ids[m.ID] = fmt.Sprintf("%s: %s", m.Body, m.Properties["reason"])
+	}
+	if len(b.sent) != 1 || len(ids) != 2 {
+		t.Errorf("put aside: %v", ids)
+	}
+	for id, text := range ids {
+		if !strings.Contains(text, "not a CloudEvent") || !strings.Contains(text, "the broker gave it up: MaxDeliveryCountExceeded") {
+			t.Errorf("%s: %s", id, text)
+		}
 	}
 	if !strings.Contains(b.log.String(), "message_id=m-1") {
 		t.Errorf("junk is not told of: %s", &b.log)
 	}
-	b.writeFault = eventlog.ErrUnavailable
-	if err := b.work.DeadLetters(t.Context(), letters); !errors.Is(err, eventlog.ErrUnavailable) {
-		t.Errorf("%v", err)
+}
+
+// TestReplayThatIsRejectedAgain ends as dead with its reason, and not as queued.
+func TestReplayThatIsRejectedAgain(t *testing.T) {
+	t.Parallel()
+	for name, tear := range map[string]func(string) string{
+		"no JSON":         func(string) string { return "torn" },
+		"unreadable data": func(body string) string { return strings.Replace(body, `"epoch":`, `"epoch":-`, 1) },
+		"no replay in it": func(body string) string {
+			return strings.Replace(strings.Replace(body, `"replay":1,`, "", 1), `"epoch":`, `"epoch":-`, 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			e := eventlogtest.Online("ann", 1)
+			b.mustProcess(delivery(t, e, 0, 1))
+			if err := b.work.Replay(t.Context(), e.ID); err != nil {
+				t.Fatal(err)
+			}
+			m := b.sent["events-topic"][0]
+			b.mustProcess(worker.Delivery{Body: tear(string(m.Body)), MessageID: m.ID, Count: 1})
+			if got := b.history(e.ID); got != "detected/0.0 processing/0.1 done/0.1 queued/1.0 processing/1.1 dead/1.1" || b.lastDetail(e.ID) == "" {
+				t.Errorf("history %s (%s)", got, b.lastDetail(e.ID))
+			}
+		})
 	}
 }
 
