@@ -22,7 +22,7 @@ var mistakes = []struct {
 	{"the switch of functions in the form of another plan", "main.bicep", "'AzureWebJobs_${name}_Disabled', name => 'true')\nvar listener", "'AzureWebJobs.${name}.Disabled', name => 'true')\nvar listener", "is not a name that the plan takes"},
 	{"a function that does not exist", "main.bicep", "  'DeadLetters'\n", "  'DeadLetter'\n", "sets AzureWebJobs_DeadLetter_Disabled"},
 	{"a function that no app is given", "main.bicep", "  'UserEvents'\n", "", "the function UserEvents: in the listener app"},
-	{"a value that the handler refuses", "main.bicep", "SESSION_TTL_SECONDS: string(sessionTtlSeconds)", "SESSION_TTL_SECONDS: '${sessionTtlSeconds}s'", "refuses its settings: SESSION_TTL_SECONDS"},
+	{"a value that the handler refuses", "main.bicep", "SESSION_TTL_SECONDS: string(sessionTtlSeconds)", "SESSION_TTL_SECONDS: '${sessionTtlSeconds}s'", "SESSION_TTL_SECONDS"},
 	{"a value that is no text", "main.bicep", "MAX_INSTANCES: string(maxInstances)", "MAX_INSTANCES: maxInstances", "value is int, not string"},
 	// names of properties
 	{"a property of a nested resource", "modules/topic.bicep", "      requiresDuplicateDetection: true", "      requireDuplicateDetection: true", "has no property requireDuplicateDetection"},

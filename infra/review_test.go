@@ -319,7 +319,7 @@ func misfitsOfApps(resources []*deployed, folders []string) []string {
 		}
 		cfg, err := config.FromEnv(func(name string) (string, bool) { v, ok := settings[name]; return v, ok })
 		if err != nil {
-			say("the handler of the %s app refuses its %v", role, err)
+			say("the handler of the %s app refuses its settings: %v", role, err)
 		}
 		if cfg.Listener != (role == "listener") {
 			say("the %s app runs a listener: %v", role, cfg.Listener)
