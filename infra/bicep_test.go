@@ -99,7 +99,11 @@ func textUntilBreak(path, rest string, add func(kind, text string), depths *[]in
 		switch {
 		case rest[i] == '\\' && i+1 < len(rest):
 			i++
-			text.WriteByte(rest[i])
+			c, ok := map[byte]byte{'n': '\n', 'r': '\r', 't': '\t', '\'': '\'', '\\': '\\', '$': '$'}[rest[i]]
+			if !ok {
+				panic(wrongf("%s:%d: \\%c is no escape", path, line, rest[i]))
+			}
+			text.WriteByte(c)
 		case rest[i] == '\'':
 			add("text", text.String())
 			return rest[i+1:]
@@ -306,6 +310,9 @@ func (p *parser) file() bicep {
 	for p.skip("newline"); p.at < len(p.list); p.skip("newline") {
 		if p.skip("@") {
 			name := p.want("name").text
+			if !slices.Contains([]string{"allowed", "description", "maxLength", "maxValue", "minLength", "minValue", "secure"}, name) {
+				panic(wrongf("%s:%d: @%s is not a decorator that these templates use", p.path, p.peek().line, name))
+			}
 			p.want("(")
 			decorators[name] = nil
 			if p.skip("newline"); p.peek().kind != ")" {

@@ -66,6 +66,17 @@ func TestCommandsInTheTextsExist(t *testing.T) {
 	}
 }
 
+func TestEveryAlertIsExplained(t *testing.T) {
+	t.Parallel()
+	_, table, _ := strings.Cut(readText(t, "../docs/deploy.md"), "| Alert | says |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for name := range alerts {
+		if !strings.Contains(table, "`"+name+"`") {
+			t.Errorf("the table of alerts does not have %s", name)
+		}
+	}
+}
+
 func TestShellBlocksAreShell(t *testing.T) {
 	t.Parallel()
 	blocks := regexp.MustCompile("(?ms)^ *```sh\n(.*?)^ *```").FindAllStringSubmatch(readText(t, "../docs/deploy.md"), -1)

@@ -283,6 +283,9 @@ func (s *scope) one(d *declaration, body *node, l local, parent *deployed, deplo
 		}
 	}
 	at.kind, at.version = kind, version
+	if s.types[kind+"@"+version] == nil {
+		panic(wrongf("%s:%d: there is no type %s@%s", s.file.path, d.line, kind, version))
+	}
 	at.body = s.object(body, l)
 	if !d.existing {
 		s.fixed(at.body["name"], "the name of "+d.name, d.line)
@@ -375,6 +378,9 @@ func (s *scope) each(loop *node, l local, do func(body *node, l local, deploys b
 		panic(wrongf("%s:%d: a loop goes over %s", s.file.path, loop.line, kindOf(list)))
 	}
 	for i, item := range asList(list) {
+		if _, ok := item.(reference); ok {
+			panic(wrongf("%s:%d: a loop goes over resources", s.file.path, loop.line))
+		}
 		inner := l.with(loop.names[0], item)
 		if len(loop.names) > 1 {
 			inner = inner.with(loop.names[1], i)
@@ -627,11 +633,7 @@ func (s *scope) member(value any, n *node) any {
 		if v.absent {
 			panic(wrong("%s of a resource that is not created is needed", n.text))
 		}
-		schema, ok := s.types[v.kind+"@"+v.version]
-		if !ok {
-			panic(wrong("there is no type %s@%s", v.kind, v.version))
-		}
-		return s.property(typed{v.deployed, schema, v.body, v.kind}, n)
+		return s.property(typed{v.deployed, s.types[v.kind+"@"+v.version], v.body, v.kind}, n)
 	}
 	panic(wrong("%s has no %s", kindOf(value), n.text))
 }

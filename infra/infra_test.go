@@ -719,33 +719,6 @@ func TestScriptsReadSettingsThatExist(t *testing.T) {
 
 // ---- alerts ------------------------------------------------------------------------------------------------------
 
-func TestAlertsWatchWhatMatters(t *testing.T) {
-	t.Parallel()
-	alerts := read(t, "modules/alerts.bicep")
-	for resource, metric := range map[string]string{
-		"deadLetters": "DeadletteredMessages", "rejected": "ActiveMessages", "throttledLog": "TotalRequests",
-		"redisConnections": "connectedclients", "listenerUnhealthy": "HealthCheckStatus",
-	} {
-		if got := say(alerts.find(t, "resource", resource).tokens); !strings.Contains(got, "metricName : '"+metric+"'") {
-			t.Errorf("%s does not watch %s: %s", resource, metric, got)
-		}
-	}
-	if got := say(alerts.find(t, "resource", "rejected").tokens); !strings.Contains(got, queue.ConnectivityEvents+queue.RejectedSuffix) || !strings.Contains(got, queue.Heartbeats+queue.RejectedSuffix) {
-		t.Errorf("rejected does not watch both queues: %s", got)
-	}
-	columns := map[string]string{"listener-silent": "reports", "logs-capped": "capped", "expiry-lag": "lagMs", "outbox-depth": "outboxDepth", "outbox-old": "oldestOutboxMs"}
-	for _, one := range alerts.value(t, "var", "queryAlerts").([]any) {
-		name, column := at(t, one, "name").(string), at(t, one, "column")
-		if column != columns[name] {
-			t.Errorf("the alert %s looks at %v, want %s", name, column, columns[name])
-		}
-		delete(columns, name)
-	}
-	if len(columns) > 0 {
-		t.Errorf("alerts are missing: %v", slices.Sorted(maps.Keys(columns)))
-	}
-}
-
 // The alerts read a line that the listener logs. It must be logged, with these fields, and host.json must let it through.
 func TestTheListenerLogsWhatTheAlertsRead(t *testing.T) {
 	t.Parallel()

@@ -110,6 +110,9 @@ func review(sources map[string]string, types map[string]any, folders []string) [
 		if err != nil {
 			wrong = append(wrong, err.Error())
 		}
+		if strings.HasSuffix(path, ".bicepparam") && b.using != "./main.bicep" {
+			wrong = append(wrong, fmt.Sprintf("%s uses %q", path, b.using))
+		}
 		files[path] = b
 	}
 	if len(wrong) > 0 {
@@ -133,12 +136,9 @@ func review(sources map[string]string, types map[string]any, folders []string) [
 			continue
 		}
 		found := misfitsOfResources(resources, types)
-		found = append(found, misfitsOfApps(resources, folders)...)
-		found = append(found, misfitsOfMonitoring(resources)...)
-		found = append(found, misfitsOfQueues(resources)...)
-		found = append(found, misfitsOfWiring(resources)...)
-		if len(outputs) == 0 {
-			found = append(found, "main.bicep has no outputs")
+		if len(found) == 0 { // the others rely on the shapes
+			found = slices.Concat(misfitsOfApps(resources, folders), misfitsOfMonitoring(resources), misfitsOfQueues(resources),
+				misfitsOfStores(resources), misfitsOfAlerts(resources, outputs), misfitsOfWiring(resources), misfitsOfOutputs(outputs, resources))
 		}
 		for _, one := range found {
 			wrong = append(wrong, s.name+": "+one)
@@ -206,9 +206,9 @@ func unused(b bicep) []string {
 // settingsOfApp reads the app settings of a function app.
 func settingsOfApp(app *deployed) (settings map[string]string, wrong []string) {
 	settings = map[string]string{}
-	site, _ := known(app.body["properties"]).(map[string]any)["siteConfig"].(map[string]any)
+	site := objectAt(app.body, "properties", "siteConfig")
 	for _, one := range asList(site["appSettings"]) {
-		pair, _ := one.(map[string]any)
+		pair := objectAt(one)
 		name, _ := pair["name"].(string)
 		value, _ := pair["value"].(string)
 		for other := range settings {
@@ -228,6 +228,9 @@ func settingsOfHandler() []string {
 	return names
 }
 
+// settingName is what the plan takes: names with periods do not work there.
+var settingName = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
+
 // always are the settings of both apps, whatever the set-up.
 var always = []string{
 	"APPLICATIONINSIGHTS_AUTHENTICATION_STRING", "APPLICATIONINSIGHTS_CONNECTION_STRING", "AZURE_CLIENT_ID", "AzureFunctionsWebHost__hostid",
@@ -239,7 +242,8 @@ var always = []string{
 var sometimes = [][]string{
 	{"AzureWebJobsStorage__accountName", "AzureWebJobsStorage__clientId", "AzureWebJobsStorage__credential", "WEBSITE_RUN_FROM_PACKAGE_BLOB_MI_RESOURCE_ID"},
 	{"AzureWebJobsStorage", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING", "WEBSITE_CONTENTSHARE"},
-	{"TARGET_BASED_SCALING_ENABLED"}, {"WEBSITE_RUN_FROM_PACKAGE"},
+	{"TARGET_BASED_SCALING_ENABLED"},
+	{"WEBSITE_RUN_FROM_PACKAGE"},
 	{"PREVIOUS_PACKAGE_URL"},
 	{"REDIS_ACCESS_KEY"},
 	{"EXPIRATION_ROUTES"},
@@ -261,7 +265,7 @@ func misfitsOfApps(resources []*deployed, folders []string) []string {
 		if app.kind != "Microsoft.Web/sites" {
 			continue
 		}
-		role, _ := app.body["tags"].(map[string]any)["userconnectivity"].(string)
+		role, _ := objectAt(app.body, "tags")["userconnectivity"].(string)
 		apps[role] = true
 		settings, twice := settingsOfApp(app)
 		wrong = append(wrong, twice...)
@@ -294,7 +298,7 @@ func misfitsOfApps(resources []*deployed, folders []string) []string {
 					say("the %s app sets %s to %q: the functions are %v", role, name, value, folders)
 				}
 				disabled = append(disabled, function)
-			case !regexp.MustCompile(`^[A-Za-z0-9_]+$`).MatchString(name):
+			case !settingName.MatchString(name):
 				say("%s is not a name that the plan takes", name)
 			case !slices.Contains(always, name) && !slices.ContainsFunc(sometimes, func(group []string) bool { return slices.Contains(group, name) }):
 				say("the %s app sets %s, which nothing reads", role, name)
@@ -315,13 +319,17 @@ func misfitsOfApps(resources []*deployed, folders []string) []string {
 		}
 		cfg, err := config.FromEnv(func(name string) (string, bool) { v, ok := settings[name]; return v, ok })
 		if err != nil {
-			say("the handler of the %s app refuses its %v", role, err)
+			say("the handler of the %s app refuses its settings: %v", role, err)
 		}
 		if cfg.Listener != (role == "listener") {
 			say("the %s app runs a listener: %v", role, cfg.Listener)
 		}
-		site := known(app.body["properties"]).(map[string]any)["siteConfig"].(map[string]any)
-		if site["minimumElasticInstanceCount"].(int) > site["functionAppScaleLimit"].(int) {
+		site := objectAt(app.body, "properties", "siteConfig")
+		if n, _ := site["preWarmedInstanceCount"].(int); n > 10 {
+			say("the %s app keeps %d instances warm, at most 10 can be", role, n)
+		}
+		least, _ := site["minimumElasticInstanceCount"].(int)
+		if most, _ := site["functionAppScaleLimit"].(int); least < 1 || least > most {
 			say("the %s app has a minimum above its maximum", role)
 		}
 		if site["healthCheckPath"] != "/api/live" {
@@ -348,8 +356,8 @@ func misfitsOfWiring(resources []*deployed) []string {
 		ids[strings.ToLower(one.id)] = true
 		byKind[one.kind] = append(byKind[one.kind], one)
 		if one.kind == "Microsoft.Network/virtualNetworks" {
-			for _, subnet := range asList(known(one.body["properties"]).(map[string]any)["subnets"]) {
-				name, _ := subnet.(map[string]any)["name"].(string)
+			for _, subnet := range asList(objectAt(one.body, "properties")["subnets"]) {
+				name, _ := objectAt(subnet)["name"].(string)
 				ids[strings.ToLower(one.id+"/subnets/"+name)] = true
 			}
 		}
@@ -360,15 +368,20 @@ func misfitsOfWiring(resources []*deployed) []string {
 		}
 		return list
 	}
+	for _, kind := range []string{"Microsoft.ManagedIdentity/userAssignedIdentities", "Microsoft.DocumentDB/databaseAccounts", "Microsoft.ServiceBus/namespaces", "Microsoft.Storage/storageAccounts"} {
+		if len(names(kind)) != 1 {
+			return []string{fmt.Sprintf("there are %d of %s", len(names(kind)), kind)}
+		}
+	}
 	identity := names("Microsoft.ManagedIdentity/userAssignedIdentities")[0]
 	clientID, appPrincipal := fakeGUID("clientId"+identity), fakeGUID("principalId"+identity)
 	for _, one := range resources {
 		say := func(format string, args ...any) {
 			wrong = append(wrong, fmt.Sprintf("%s:%d: %s: ", one.file, one.line, one.name)+fmt.Sprintf(format, args...))
 		}
-		body := known(one.body).(map[string]any)
+		body := objectAt(one.body)
 		for _, text := range textsIn(body) {
-			if strings.HasPrefix(text, groupID+"/") && !ids[strings.ToLower(text)] && !strings.Contains(text, "/sqlRoleDefinitions/00000000-0000-0000-0000-000000000002") {
+			if strings.HasPrefix(text, groupID+"/") && !ids[strings.ToLower(text)] && !strings.HasSuffix(text, "/sqlRoleDefinitions/00000000-0000-0000-0000-000000000002") {
 				say("it names %s, which is not deployed", text)
 			}
 		}
@@ -379,8 +392,8 @@ func misfitsOfWiring(resources []*deployed) []string {
 		if place, ok := body["location"]; ok && place != want {
 			say("its location is %v, want %s", place, want)
 		}
-		properties, _ := body["properties"].(map[string]any)
-		user, _ := properties["user"].(map[string]any)
+		properties := objectAt(body, "properties")
+		user := objectAt(properties, "user")
 		for _, principal := range []any{properties["principalId"], user["objectId"]} {
 			if principal != nil && principal != appPrincipal && principal != principalID {
 				say("%v is neither the principal of the apps nor that of the publisher", principal)
@@ -402,6 +415,12 @@ func misfitsOfWiring(resources []*deployed) []string {
 		}
 		if got := settings["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"]; got != "ClientId="+clientID+";Authorization=AAD" {
 			say("APPLICATIONINSIGHTS_AUTHENTICATION_STRING is %q", got)
+		}
+		account := names("Microsoft.Storage/storageAccounts")[0]
+		for _, name := range []string{"AzureWebJobsStorage", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING"} {
+			if got, ok := settings[name]; ok && got != "DefaultEndpointsProtocol=https;AccountName="+account+";EndpointSuffix=core.windows.net;AccountKey=KEY" {
+				say("%s is %q", name, got)
+			}
 		}
 		if settings["AzureFunctionsWebHost__hostid"] != one.name {
 			say("its host id is %q", settings["AzureFunctionsWebHost__hostid"])
@@ -430,8 +449,8 @@ func misfitsOfWiring(resources []*deployed) []string {
 	// Who sends and receives may.
 	granted := map[string]bool{}
 	for _, one := range byKind["Microsoft.Authorization/roleAssignments"] {
-		properties := known(one.body["properties"]).(map[string]any)
-		role := properties["roleDefinitionId"].(string)
+		properties := objectAt(one.body, "properties")
+		role, _ := properties["roleDefinitionId"].(string)
 		if properties["principalId"] == appPrincipal {
 			granted[one.scope+" "+role[strings.LastIndex(role, "/")+1:]] = true
 		}
@@ -472,8 +491,8 @@ func misfitsOfNetwork(byKind map[string][]*deployed) []string {
 	}
 	opened := map[string]string{} // zones by id and sub-resource
 	for _, one := range byKind["Microsoft.Network/privateEndpoints"] {
-		for _, c := range asList(known(one.body["properties"]).(map[string]any)["privateLinkServiceConnections"]) {
-			connection, _ := c.(map[string]any)["properties"].(map[string]any)
+		for _, c := range asList(objectAt(one.body, "properties")["privateLinkServiceConnections"]) {
+			connection := objectAt(c, "properties")
 			for _, group := range asList(connection["groupIds"]) {
 				opened[fmt.Sprint(connection["privateLinkServiceId"], " ", group)] = zones[one.name]
 			}
@@ -482,7 +501,7 @@ func misfitsOfNetwork(byKind map[string][]*deployed) []string {
 	closed := 0
 	for kind, groups := range doors {
 		for _, one := range byKind[kind] {
-			properties, _ := known(one.body["properties"]).(map[string]any)
+			properties := objectAt(one.body, "properties")
 			if access := properties["publicNetworkAccess"]; access != "Disabled" {
 				if access != "Enabled" {
 					wrong = append(wrong, fmt.Sprintf("%s does not say whether it is open", one.name))
@@ -498,12 +517,24 @@ func misfitsOfNetwork(byKind map[string][]*deployed) []string {
 		}
 	}
 	for _, app := range byKind["Microsoft.Web/sites"] {
-		properties, _ := known(app.body["properties"]).(map[string]any)
+		properties := objectAt(app.body, "properties")
 		if subnet, _ := properties["virtualNetworkSubnetId"].(string); (subnet != "") != (closed > 0) {
 			wrong = append(wrong, fmt.Sprintf("%s calls out of the subnet %q while %d resources are closed", app.name, subnet, closed))
 		}
 	}
 	return wrong
+}
+
+// objectAt follows a path of keys into a value; what is not there, or no object, is an empty one.
+func objectAt(value any, path ...string) map[string]any {
+	object, _ := known(value).(map[string]any)
+	for _, key := range path {
+		object, _ = object[key].(map[string]any)
+	}
+	if object == nil {
+		return map[string]any{}
+	}
+	return object
 }
 
 // textsIn are all strings in a value.
@@ -543,6 +574,74 @@ var categories = map[string][]string{
 	"Microsoft.Cache/redisEnterprise/databases": {"ConnectionEvents"},
 }
 
+// alerts are what each alert watches: severity, what, how long, and when it fires.
+var alerts = map[string]string{
+	"dead-letters":       "2 DeadletteredMessages EntityName Include [*] Maximum PT5M GreaterThan 0",
+	"rejected":           "2 ActiveMessages EntityName Include [connectivity-events-rejected heartbeats-rejected] Maximum PT5M GreaterThan 0",
+	"cosmos-429":         "2 TotalRequests StatusCode Include [429] Count PT5M GreaterThan 100",
+	"redis-connections":  "2 connectedclients Maximum PT5M GreaterThan 80 %",
+	"listener-down":      "0 HealthCheckStatus Average PT5M LessThan 1",
+	"listener-unhealthy": "1 HealthCheckStatus Average PT5M LessThan 100",
+	"listener-silent":    "1 let taken = toscalar(AzureMetrics | count);\n" + reports + "| summarize reports = count()\n| extend reports = iff(taken > 0, reports, 1) reports Total PT15M LessThan 1",
+	"logs-capped":        "2 _LogOperation | where Category =~ 'Ingestion' and Detail has 'OverQuota' | summarize capped = count() capped Total PT15M GreaterThan 0",
+	"expiry-lag":         "1 " + reports + " lagMs Maximum PT5M GreaterThan 1000",
+	"outbox-depth":       "1 " + reports + " outboxDepth Minimum PT5M GreaterThan 1000",
+	"outbox-old":         "1 " + reports + " oldestOutboxMs Minimum PT5M GreaterThan 60000",
+}
+
+// reports reads the line that the listener logs.
+const reports = `AppTraces
+| where AppRoleName =~ 'LISTENER' and Message has 'listener report'
+| extend lagMs = tolong(extract('lagMs"?[:=]([0-9]+)', 1, Message)),
+         outboxDepth = tolong(extract('outboxDepth"?[:=]([0-9]+)', 1, Message)),
+         oldestOutboxMs = tolong(extract('oldestOutboxMs"?[:=]([0-9]+)', 1, Message))
+`
+
+// misfitsOfAlerts compares the alerts with what each is to watch.
+func misfitsOfAlerts(resources []*deployed, outputs map[string]any) []string {
+	var wrong []string
+	seen := map[string]bool{}
+	for _, one := range resources {
+		if one.kind != "Microsoft.Insights/metricAlerts" && one.kind != "Microsoft.Insights/scheduledQueryRules" {
+			continue
+		}
+		properties := objectAt(one.body, "properties")
+		got := fmt.Sprint(properties["severity"])
+		for _, c := range asList(objectAt(properties, "criteria")["allOf"]) {
+			criterion := objectAt(c)
+			for _, part := range []any{criterion["metricName"], criterion["query"], criterion["metricMeasureColumn"]} {
+				if part != nil {
+					got += fmt.Sprint(" ", part)
+				}
+			}
+			for _, d := range asList(criterion["dimensions"]) {
+				got += fmt.Sprint(" ", objectAt(d)["name"], " ", objectAt(d)["operator"], " ", objectAt(d)["values"])
+			}
+			got += fmt.Sprint(" ", criterion["timeAggregation"], " ", properties["windowSize"], " ", criterion["operator"], " ")
+			if limit, _ := outputs["redisMaxClients"].(int); criterion["threshold"] == limit*80/100 {
+				got += "80 %"
+			} else {
+				got += fmt.Sprint(criterion["threshold"])
+			}
+		}
+		got = strings.ReplaceAll(got, fmt.Sprintf("'%v'", outputs["listenerApp"]), "'LISTENER'")
+		_, name, _ := strings.Cut(one.name, "-")
+		seen[name] = true
+		if got != alerts[name] {
+			wrong = append(wrong, fmt.Sprintf("the alert %s watches\n%s\nwant\n%s", name, got, alerts[name]))
+		}
+		if properties["enabled"] != true || properties["autoMitigate"] != true {
+			wrong = append(wrong, fmt.Sprintf("the alert %s is off, or does not end by itself", name))
+		}
+	}
+	for name := range alerts {
+		if !seen[name] && name != "redis-connections" { // not for a Redis whose id is not known
+			wrong = append(wrong, "there is no alert "+name)
+		}
+	}
+	return wrong
+}
+
 var idOfResource = regexp.MustCompile(`/providers/(Microsoft\.[A-Za-z]+)((?:/[A-Za-z]+/[^/]+)+)$`)
 
 // kindOfID is the type of the resource that has an id.
@@ -567,13 +666,13 @@ func misfitsOfMonitoring(resources []*deployed) []string {
 		say := func(format string, args ...any) {
 			wrong = append(wrong, fmt.Sprintf("%s:%d: %s: ", one.file, one.line, one.name)+fmt.Sprintf(format, args...))
 		}
-		properties, _ := known(one.body["properties"]).(map[string]any)
+		properties := objectAt(one.body, "properties")
 		switch one.kind {
 		case "Microsoft.Insights/metricAlerts":
 			scopes := asList(properties["scopes"])
 			kind := kindOfID(fmt.Sprint(scopes...))
-			for _, c := range asList(properties["criteria"].(map[string]any)["allOf"]) {
-				criterion, _ := c.(map[string]any)
+			for _, c := range asList(objectAt(properties, "criteria")["allOf"]) {
+				criterion := objectAt(c)
 				metric, _ := criterion["metricName"].(string)
 				dimensions, ok := metrics[kind][metric]
 				if !ok {
@@ -583,21 +682,21 @@ func misfitsOfMonitoring(resources []*deployed) []string {
 					say("the metric namespace is %v, the resource a %s", space, kind)
 				}
 				for _, d := range asList(criterion["dimensions"]) {
-					if name, _ := d.(map[string]any)["name"].(string); !slices.Contains(dimensions, name) {
+					if name, _ := objectAt(d)["name"].(string); !slices.Contains(dimensions, name) {
 						say("the metric %s has no dimension %v", metric, name)
 					}
 				}
 			}
 			checkSeverity(properties, say)
 		case "Microsoft.Insights/scheduledQueryRules":
-			for _, c := range asList(properties["criteria"].(map[string]any)["allOf"]) {
-				criterion, _ := c.(map[string]any)
+			for _, c := range asList(objectAt(properties, "criteria")["allOf"]) {
+				criterion := objectAt(c)
 				query, _ := criterion["query"].(string)
 				column, _ := criterion["metricMeasureColumn"].(string)
-				if !regexp.MustCompile(`\b` + regexp.QuoteMeta(column) + ` = `).MatchString(query) {
+				if !strings.Contains(query, " "+column+" = ") {
 					say("the query has no column %s", column)
 				}
-				for _, table := range regexp.MustCompile(`(?m)^([A-Z_][A-Za-z]+)( \||$)|toscalar\(([A-Za-z]+) `).FindAllStringSubmatch(query, -1) {
+				for _, table := range tableOfQuery.FindAllStringSubmatch(query, -1) {
 					if name := table[1] + table[3]; !slices.Contains([]string{"AppTraces", "AzureMetrics", "_LogOperation"}, name) {
 						say("there is no table %s", name)
 					}
@@ -610,7 +709,7 @@ func misfitsOfMonitoring(resources []*deployed) []string {
 		case "Microsoft.Insights/diagnosticSettings":
 			for _, list := range []string{"logs", "metrics"} {
 				for _, c := range asList(properties[list]) {
-					if name, _ := c.(map[string]any)["category"].(string); !slices.Contains(categories[kindOfID(one.scope)], name) {
+					if name, _ := objectAt(c)["category"].(string); !slices.Contains(categories[kindOfID(one.scope)], name) {
 						say("a %s has no category %v", kindOfID(one.scope), name)
 					}
 				}
@@ -628,6 +727,8 @@ func misfitsOfMonitoring(resources []*deployed) []string {
 	}
 	return wrong
 }
+
+var tableOfQuery = regexp.MustCompile(`(?m)^([A-Z_][A-Za-z]+)( \||$)|toscalar\(([A-Za-z]+) `)
 
 func checkSeverity(properties map[string]any, say func(string, ...any)) {
 	if n, _ := properties["severity"].(int); n < 0 || n > 4 {
@@ -662,7 +763,7 @@ func misfitsOfQueues(resources []*deployed) []string {
 		say := func(format string, args ...any) {
 			wrong = append(wrong, fmt.Sprintf("%s:%d: %s: ", one.file, one.line, one.name)+fmt.Sprintf(format, args...))
 		}
-		properties, _ := known(one.body["properties"]).(map[string]any)
+		properties := objectAt(one.body, "properties")
 		if n, ok := properties["maxDeliveryCount"].(int); ok && (n < 1 || n > 2000) {
 			say("the max delivery count is %d", n)
 		}
@@ -688,6 +789,72 @@ func misfitsOfQueues(resources []*deployed) []string {
 		if !found[name] {
 			wrong = append(wrong, "there is no queue "+name)
 		}
+	}
+	return wrong
+}
+
+// ---- stores and outputs ------------------------------------------------------------------------------------------
+
+// misfitsOfStores checks what the event log relies on: containers, keys, indexes, times to live.
+func misfitsOfStores(resources []*deployed) []string {
+	var wrong []string
+	want := map[string]string{
+		"events":   "[/pk] 2592000 [/pk/? /user/? /epoch/?] [/*]",
+		"users":    "[/id] -1 [] [/*]",
+		"profiles": "[/id] -1 [] [/*]",
+	}
+	for _, one := range resources {
+		switch one.kind {
+		case "Microsoft.DocumentDB/databaseAccounts/sqlDatabases/containers":
+			body := objectAt(one.body, "properties", "resource")
+			name := one.name[strings.LastIndex(one.name, "/")+1:]
+			index := objectAt(body, "indexingPolicy")
+			got := fmt.Sprint(objectAt(body, "partitionKey")["paths"], " ", body["defaultTtl"], " ", textsIn(index["includedPaths"]), " ", textsIn(index["excludedPaths"]))
+			got = strings.ReplaceAll(got, "path ", "")
+			if got != want[name] || body["id"] != name {
+				wrong = append(wrong, fmt.Sprintf("the container %s (%v) is %s, want %s", name, body["id"], got, want[name]))
+			}
+			delete(want, name)
+			throughput := objectAt(one.body, "properties", "options", "autoscaleSettings")
+			if n, ok := throughput["maxThroughput"].(int); ok && (n < 1000 || n%1000 != 0) {
+				wrong = append(wrong, fmt.Sprintf("the container %s has at most %d RU/s: autoscale takes multiples of 1000", name, n))
+			}
+		case "Microsoft.DocumentDB/databaseAccounts":
+			for _, place := range asList(objectAt(one.body, "properties")["locations"]) {
+				if objectAt(place)["failoverPriority"] != 0 || objectAt(place)["locationName"] != "westeurope" {
+					wrong = append(wrong, fmt.Sprintf("the account is in %v", place))
+				}
+			}
+		}
+	}
+	for name := range want {
+		wrong = append(wrong, "there is no container "+name)
+	}
+	// publish.sh uploads there.
+	if !slices.ContainsFunc(resources, func(one *deployed) bool {
+		return strings.HasSuffix(one.id, "/blobServices/default/containers/packages")
+	}) {
+		wrong = append(wrong, "there is no container packages")
+	}
+	return wrong
+}
+
+// misfitsOfOutputs checks what scripts, documentation and people are told.
+func misfitsOfOutputs(outputs map[string]any, resources []*deployed) []string {
+	var wrong []string
+	for _, one := range resources {
+		want := map[string]string{
+			"Microsoft.Storage/storageAccounts": "storageAccount", "Microsoft.ManagedIdentity/userAssignedIdentities": "identityName",
+		}[one.kind]
+		if role, _ := objectAt(one.body, "tags")["userconnectivity"].(string); role != "" {
+			want = role + "App"
+		}
+		if want != "" && outputs[want] != one.name {
+			wrong = append(wrong, fmt.Sprintf("the output %s is %v, want %s", want, outputs[want], one.name))
+		}
+	}
+	if got := outputs["apiHost"]; got != fmt.Sprint(outputs["apiApp"], ".azurewebsites.net") {
+		wrong = append(wrong, fmt.Sprintf("the output apiHost is %v", got))
 	}
 	return wrong
 }

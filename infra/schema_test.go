@@ -14,7 +14,8 @@ import (
 // The shapes of the resource types that the templates use are in testdata/types.json, from the published types of Azure:
 //
 //	"name!"     the property is required        "name~"   it is read-only
-//	"=A|=B"     one of these strings            "=A|string" the service names these; others are taken for mistakes here
+//	"=A|=B"     one of these                    "=A|string" the service names these; others are taken for mistakes here
+//	"=2"        this number
 //	"duration"  as PT5M                         [shape]   a list
 //	{"*": ...}  any other property              {"?kind": {...}} the property kind chooses the shape
 //
@@ -43,6 +44,9 @@ func memberOf(shape map[string]any, name string) (any, bool) {
 	return nil, false
 }
 
+// oneNumber is the shape of a number that can have one value only.
+var oneNumber = regexp.MustCompile(`^=\d+$`)
+
 var duration = regexp.MustCompile(`^P(\d+D)?(T(\d+H)?(\d+M)?(\d+S)?)?$`)
 
 // misfits returns what is wrong with a value for a shape.
@@ -59,6 +63,10 @@ func misfits(value, shape any, where string) []string {
 		case s == "string" || s == "int" || s == "bool":
 			if kind != s {
 				return []string{fmt.Sprintf("%s is %s, not %s", where, kind, s)}
+			}
+		case kind == "int" && oneNumber.MatchString(s):
+			if s != fmt.Sprint("=", value) {
+				return []string{fmt.Sprintf("%s is %v, want %s", where, value, s[1:])}
 			}
 		case kind != "string":
 			return []string{fmt.Sprintf("%s is %s, not string", where, kind)}
@@ -129,8 +137,8 @@ func misfitsOfObject(object, shape map[string]any, where string) []string {
 	return all
 }
 
-// rules of names, by type: of the last part of the name.
-var rulesOfNames = map[string]string{
+// rulesOfNames are those of the service for the last part of a name, by type.
+var rulesOfNames = compiled(map[string]string{
 	"Microsoft.Authorization/roleAssignments":                           `[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`,
 	"Microsoft.Cache/redisEnterprise":                                   `[A-Za-z0-9](-?[A-Za-z0-9]){0,58}`,
 	"Microsoft.Cache/redisEnterprise/databases":                         `default`,
@@ -164,6 +172,14 @@ var rulesOfNames = map[string]string{
 	// The host id is the name of the app, and takes 32 characters, lower case, no dash first or last, no two in a row.
 	"Microsoft.Web/sites": `[a-z0-9](-?[a-z0-9]){1,31}`,
 	"Microsoft.Web/sites/basicPublishingCredentialsPolicies": `ftp|scm`,
+})
+
+func compiled(rules map[string]string) map[string]*regexp.Regexp {
+	all := map[string]*regexp.Regexp{}
+	for kind, rule := range rules {
+		all[kind] = regexp.MustCompile(`^(` + rule + `)$`)
+	}
+	return all
 }
 
 // misfit resources: what Azure would refuse of them.
@@ -176,11 +192,7 @@ func misfitsOfResources(all []*deployed, types map[string]any) []string {
 			wrong = append(wrong, fmt.Sprintf("%s has the same id as %s:%d: %s", where, other.file, other.line, other.symbol))
 		}
 		ids[strings.ToLower(one.id)] = one
-		shape, ok := types[one.kind+"@"+one.version].(map[string]any)
-		if !ok {
-			wrong = append(wrong, fmt.Sprintf("%s: there is no type %s@%s", where, one.kind, one.version))
-			continue
-		}
+		shape, _ := types[one.kind+"@"+one.version].(map[string]any)
 		wrong = append(wrong, misfitsOfObject(known(one.body).(map[string]any), shape, where)...)
 		name := one.name[strings.LastIndex(one.name, "/")+1:]
 		if strings.HasSuffix(one.kind, "/queues") || strings.HasSuffix(one.kind, "/topics") {
@@ -189,7 +201,7 @@ func misfitsOfResources(all []*deployed, types map[string]any) []string {
 		rule, ok := rulesOfNames[one.kind]
 		if !ok {
 			wrong = append(wrong, fmt.Sprintf("%s: no rule says which names a %s may have", where, one.kind))
-		} else if !regexp.MustCompile(`^(` + rule + `)$`).MatchString(name) {
+		} else if !rule.MatchString(name) {
 			wrong = append(wrong, fmt.Sprintf("%s: a %s cannot have the name %q", where, one.kind, name))
 		}
 	}

@@ -106,7 +106,8 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       functionAppScaleLimit: maxInstances
       // The scale controller is outside of the network and cannot look into queues there; the host does it then.
       functionsRuntimeScaleMonitoringEnabled: !empty(subnetId)
-      // Anonymous and without dependencies: a probe that failed with Redis would recycle every instance in an outage.
+      // Anonymous. It answers 503 only where the loop of the listener does not turn, never because Redis or another part is
+      // away: that would replace every instance in an outage.
       healthCheckPath: '/api/live'
       http20Enabled: true
       minTlsVersion: '1.2'
