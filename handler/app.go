@@ -263,9 +263,11 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 
+	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
+	hung := make(chan error, 1)
 	g.Go(func() error {
 		if err := server.Serve(listen); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve: %w", err)
@@ -302,7 +304,12 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	})
 	if cfg.Listener {
 		g.Go(func() error {
-			return a.listener.Run(ctx)
+			err := a.listener.Run(ctx)
+			if err != nil {
+				// What the loop waits for, such as the reader of the log, others may wait for, too.
+				time.AfterFunc(2*closeTimeout, func() { hung <- err })
+			}
+			return err
 		})
 		if checker, ok := a.sender.(queueChecker); ok {
 			g.Go(func() error {
@@ -311,7 +318,15 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 			})
 		}
 	}
-	log.InfoContext(ctx, "handler started", "version", version, "port", cfg.Port, "listener", cfg.Listener)
-	err = g.Wait()
-	return errors.Join(err, a.close())
+	ended := make(chan error, 1)
+	go func() { // ends with the process where a part hangs
+		err := g.Wait()
+		ended <- errors.Join(err, a.close())
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case err := <-hung:
+		return err
+	}
 }

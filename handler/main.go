@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"userconnectivity/handler/expiry"
 )
@@ -43,10 +44,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.LookupEnv, os.Stdout)
+	code := exitCode(err)
+	time.AfterFunc(closeTimeout, func() { os.Exit(code) }) // when nobody reads the line
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "handler:", err)
 	}
-	os.Exit(exitCode(err))
+	os.Exit(code)
 }
 
 // exitCode is what the process ends with. It is never 0: the host takes that as a wish to stay away and starts no other

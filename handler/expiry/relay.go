@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"userconnectivity/handler/eventlog"
@@ -67,9 +66,6 @@ type Relay struct {
 	batches []*batch        // by partition: read and not yet acknowledged; each is used by one goroutine at a time
 	steady  slots           // for partitions that are well
 	retries slots           // for those whose last try failed
-
-	busy  atomic.Int64 // partitions that are being drained now
-	turns atomic.Int64 // steps that came to an end, well or not
 
 	mu      sync.Mutex
 	relayed int64
@@ -187,11 +183,8 @@ func (r *Relay) drainSafely(ctx context.Context, p int) (err error) {
 
 // drain relays one partition until its outbox has nothing new.
 func (r *Relay) drain(ctx context.Context, p int) error {
-	r.busy.Add(1)
-	defer r.busy.Add(-1)
 	for {
 		more, err := r.step(ctx, p)
-		r.turns.Add(1)
 		if err != nil || !more {
 			return err
 		}

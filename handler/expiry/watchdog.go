@@ -16,8 +16,6 @@ const (
 	// stuckLooks is after how many looks in a row a loop that has not turned is stuck. A turn of the sweep and of the
 	// settings ends within two times sweepTimeout, also while Redis is away.
 	stuckLooks = 30
-	// relayStuckLooks is the same for the relay: a step reads and then brings to every queue, relayTimeout each.
-	relayStuckLooks = 180
 	// endLooks is how many looks long loops that were told to end may take.
 	endLooks = 10
 )
@@ -96,20 +94,17 @@ func (l *Listener) begin(run context.Context, why string) <-chan struct{} {
 }
 
 // watch looks at the loops until run is done, or one of them is stuck, whose name it returns. It counts looks and does
-// not read the clock: a process that was stopped for an hour had no turns in it, and no looks either.
+// not read the clock: a process that was stopped for an hour had no turns in it, and no looks either. The relay and the
+// foreign keys have no turns of their own: they wait for work, and each step of it has its deadline.
 func (l *Listener) watch(run context.Context, ended <-chan struct{}) (stuck string) {
 	w := &l.watchdog
 	loops := []struct {
 		name  string
 		turns *atomic.Int64
-		limit int
-		idle  func() bool
 		seen  int64
 		still int // looks in a row without a turn
 	}{
-		{name: "sweep", turns: &w.sweep, limit: stuckLooks},
-		{name: "settings", turns: &w.settings, limit: stuckLooks},
-		{name: "relay", turns: &l.relay.turns, limit: relayStuckLooks, idle: func() bool { return l.relay.busy.Load() == 0 }},
+		{name: "sweep", turns: &w.sweep}, {name: "settings", turns: &w.settings},
 	}
 	for i := range loops {
 		loops[i].seen = loops[i].turns.Load()
@@ -127,14 +122,14 @@ func (l *Listener) watch(run context.Context, ended <-chan struct{}) (stuck stri
 		for i := range loops {
 			loop := &loops[i]
 			turns := loop.turns.Load()
-			if turns != loop.seen || loop.idle != nil && loop.idle() {
+			if turns != loop.seen {
 				loop.seen, loop.still = turns, 0
 				if hung := w.stuck.Load(); hung != nil && *hung == loop.name {
 					w.stuck.Store(nil)
 				}
 				continue
 			}
-			if loop.still++; loop.still >= loop.limit {
+			if loop.still++; loop.still >= stuckLooks {
 				w.stuck.Store(&loop.name)
 				return loop.name
 			}

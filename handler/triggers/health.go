@@ -20,9 +20,12 @@ type healthChecker interface {
 // for which that is not so. It asks nothing of any other part: a probe that failed with Redis would replace every
 // instance in an outage of Redis.
 func live(l listener) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		if err := l.Live(); err != nil {
-			fail(w, r, &presence.Error{Kind: presence.Unavailable, Message: err.Error(), Err: err})
+			// No line in the log: its reader may be what the loop waits for.
+			p, _ := problemOf(&presence.Error{Kind: presence.Unavailable, Message: err.Error()})
+			w.Header().Set("Retry-After", "1")
+			write(w, p.Status, "application/problem+json", p)
 			return
 		}
 		reply(w, http.StatusOK, struct {
