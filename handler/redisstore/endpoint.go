@@ -139,7 +139,7 @@ func (e Endpoint) cure(err error) string {
 
 // diagnoseGreeting is diagnose for the first words with a server, which may speak another protocol.
 func (e Endpoint) diagnoseGreeting(err error) error {
-	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if errors.As(err, new(*diagnosis)) || !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		return e.diagnose(err)
 	}
 	reason := "a TLS port needs rediss://"
