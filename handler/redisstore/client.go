@@ -473,22 +473,3 @@ func (c *Client) oneServer() bool {
 	l := c.live.Load()
 	return l != nil && !l.server.Cluster
 }
-
-// isReply reports whether err is an answer of Redis, so that the connection is well.
-func isReply(err error) bool {
-	var reply redis.Error
-	return errors.As(err, &reply)
-}
-
-// connectionFault reports whether err tells of the connection or the server rather than of a command.
-func connectionFault(err error) bool {
-	switch {
-	case err == nil, errors.Is(err, context.Canceled):
-		return false
-	case errors.As(err, new(*refusedGreeting)):
-		return true
-	case isReply(err):
-		return redis.HasErrorPrefix(err, "LOADING") || redis.HasErrorPrefix(err, "READONLY") || redis.HasErrorPrefix(err, "MASTERDOWN")
-	}
-	return true
-}
