@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,12 @@ func (noCircuit) SetNodes([]string)                 {}
 // concurrent requests share by pipelining, and one for subscriptions; on a cluster so many to each primary. It is
 // created on first use; a failed attempt is not remembered; one that stays broken is closed and replaced (design D8).
 type Client struct {
+	// Log takes the lines that a person must see: a setting of the server that was changed, a server that evicts. Set it
+	// before the first call; nil drops them.
+	Log *slog.Logger
+	// KeepSettings is true where no setting of the server may be changed; set it before the first call.
+	KeepSettings bool
+
 	endpoint     Endpoint
 	name         string
 	circuit      Circuit
@@ -86,6 +93,7 @@ type Client struct {
 	sockets    sockets
 	patience   sync.Map // node -> *patience
 	faults     standing
+	evictions  evictions
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -122,8 +130,10 @@ func (l *live) close() error {
 
 // Server is what Redis told of itself when it was connected to.
 type Server struct {
-	Version string
-	Cluster bool
+	// Name is that of the server's kind, "redis" or "valkey" among others; Version is that of the server itself, not of
+	// the Redis that it is compatible with. Both are empty where INFO is refused.
+	Name, Version string
+	Cluster       bool
 	// MaxClients is the server's limit of connections, 0 when it does not tell.
 	MaxClients int
 }
@@ -138,6 +148,10 @@ func NewClient(e Endpoint, name string, circuit Circuit) *Client {
 	c.open, c.end = context.WithCancel(context.Background())
 	return c
 }
+
+var discarded = slog.New(slog.DiscardHandler)
+
+func (c *Client) log() *slog.Logger { return cmp.Or(c.Log, discarded) }
 
 // clientNameRune keeps what CLIENT SETNAME allows: printable characters without blanks.
 func clientNameRune(r rune) rune {
@@ -330,21 +344,28 @@ const clusterRedirects = 2
 
 // inspect asks the server what it is.
 func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, error) {
-	text, err := client.Info(ctx, "server", "replication", "cluster", "clients").Result()
-	if err != nil {
-		if !isReply(err) {
+	info, err := infoOf(ctx, client)
+	switch {
+	case err != nil && !isReply(err) || connectionFault(err):
+		return Server{}, err
+	case err != nil:
+		// A user who may not ask. What matters is that commands work, and what tells a cluster is that it has slots.
+		//lint:ignore SA1019 CLUSTER SHARDS needs Redis 7, and 6.2 is supported
+		slots, err := client.ClusterSlots(ctx).Result()
+		if err != nil && !isReply(err) {
 			return Server{}, err
 		}
-		// A Redis without INFO, or a user who may not ask: what matters is that commands work.
-		return Server{}, client.Ping(ctx).Err()
+		return Server{Cluster: len(slots) > 0}, nil
 	}
-	info := map[string]string{}
-	for line := range strings.Lines(text) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[k] = v
-		}
+	s := Server{Name: cmp.Or(info["server_name"], "redis"), Version: info["redis_version"], Cluster: info["cluster_enabled"] == "1"}
+	major, rest, _ := strings.Cut(s.Version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	m, err1 := strconv.Atoi(major)
+	n, err2 := strconv.Atoi(minor)
+	if err1 == nil && err2 == nil && (m < oldestMajor || m == oldestMajor && n < oldestMinor) {
+		return s, fmt.Errorf("the Redis at %s has version %s: %d.%d or newer is needed", c.endpoint.setting(), s.Version, oldestMajor, oldestMinor)
 	}
-	s := Server{Version: info["redis_version"], Cluster: info["cluster_enabled"] == "1"}
+	s.Version = cmp.Or(info[s.Name+"_version"], s.Version)
 	s.MaxClients, _ = strconv.Atoi(info["maxclients"]) // 0 where the server does not tell
 	if s.MaxClients == 0 {
 		if got, err := client.ConfigGet(ctx, "maxclients").Result(); err == nil {
@@ -354,14 +375,23 @@ func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, err
 	if info["role"] == "slave" && !s.Cluster {
 		return s, fmt.Errorf("%s names a read-only replica: name the primary", c.endpoint.setting())
 	}
-	major, rest, _ := strings.Cut(s.Version, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	m, err1 := strconv.Atoi(major)
-	n, err2 := strconv.Atoi(minor)
-	if err1 == nil && err2 == nil && (m < oldestMajor || m == oldestMajor && n < oldestMinor) {
-		return s, fmt.Errorf("the Redis at %s has version %s: %d.%d or newer is needed", c.endpoint.setting(), s.Version, oldestMajor, oldestMinor)
-	}
+	c.memoryOf("", info) // has it told where it evicts
 	return s, nil
+}
+
+// infoOf reads INFO. Before Redis 7 it takes one section at most, so it is asked for all that are usual.
+func infoOf(ctx context.Context, client *redis.Client) (map[string]string, error) {
+	text, err := client.Info(ctx).Result()
+	if err != nil {
+		return nil, err
+	}
+	info := map[string]string{}
+	for line := range strings.Lines(text) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[k] = v
+		}
+	}
+	return info, nil
 }
 
 // exec sends a pipeline. Each command has its own error.

@@ -52,12 +52,12 @@ func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error)
 	}
 	cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient)
 	if !ok {
-		return ensureNotifications(ctx, client)
+		return c.ensureNotifications(ctx, client)
 	}
 	var mu sync.Mutex
 	worst := NotificationsOn
 	err = cluster.ForEachMaster(ctx, func(ctx context.Context, primary *redis.Client) error {
-		state, err := ensureNotifications(ctx, primary)
+		state, err := c.ensureNotifications(ctx, primary)
 		mu.Lock()
 		defer mu.Unlock()
 		if state != NotificationsOn && worst != NotificationsOff {
@@ -71,7 +71,9 @@ func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error)
 	return worst, err
 }
 
-func ensureNotifications(ctx context.Context, client interface {
+var errKeepSettings = errors.New("REDIS_SET_NOTIFICATIONS is off")
+
+func (c *Client) ensureNotifications(ctx context.Context, client interface {
 	ConfigGet(ctx context.Context, parameter string) *redis.MapStringStringCmd
 	ConfigSet(ctx context.Context, parameter, value string) *redis.StatusCmd
 },
@@ -85,9 +87,13 @@ func ensureNotifications(ctx context.Context, client interface {
 	if strings.Contains(flags, "E") && strings.ContainsAny(flags, "xA") {
 		return NotificationsOn, nil
 	}
+	if c.KeepSettings {
+		return NotificationsOff, fmt.Errorf("set %s to %q: %w", setting, flags+"Ex", errKeepSettings)
+	}
 	if err := client.ConfigSet(ctx, setting, flags+"Ex").Err(); err != nil {
 		return NotificationsOff, fmt.Errorf("set %s to %q: %w", setting, flags+"Ex", err)
 	}
+	c.log().InfoContext(ctx, "a setting of the Redis server was changed, so that it publishes expired events", "setting", setting, "from", flags, "to", flags+"Ex")
 	return NotificationsOn, nil
 }
 
