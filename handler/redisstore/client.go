@@ -375,7 +375,7 @@ func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, err
 	if info["role"] == "slave" && !s.Cluster {
 		return s, fmt.Errorf("%s names a read-only replica: name the primary", c.endpoint.setting())
 	}
-	c.memoryOf("", info) // has it told where it evicts
+	c.readMemory("", info) // has it told where it evicts
 	return s, nil
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Memory is what a server tells of its memory, of a cluster the primary that has the largest share of its limit in use.
-type Memory struct {
+// MemoryState is what a server tells of its memory, of a cluster the primary that has the largest share of its limit in use.
+type MemoryState struct {
 	// Used and Limit (maxmemory) are in bytes; Limit is 0 where there is none, or the server does not tell.
 	Used, Limit int64
 	// Policy is maxmemory-policy, "" where the server does not tell.
@@ -28,7 +28,7 @@ const evictionCure = "redis may remove keys when it is full, and users with them
 	"set maxmemory-policy to noeviction (Azure: evictionPolicy NoEviction), and have it alone or large enough"
 
 // Eviction says why, and what to do, where the server evicts; else it is empty.
-func (m Memory) Eviction() string {
+func (m MemoryState) Eviction() string {
 	if !m.Evicts {
 		return ""
 	}
@@ -36,7 +36,7 @@ func (m Memory) Eviction() string {
 }
 
 // usage is the share of the limit that is in use.
-func (m Memory) usage() float64 {
+func (m MemoryState) usage() float64 {
 	if m.Limit <= 0 {
 		return 0
 	}
@@ -50,11 +50,11 @@ type evictions struct {
 	told  bool
 }
 
-// Memory asks how much memory is used, by INFO; an error where that is refused.
-func (c *Client) Memory(ctx context.Context) (Memory, error) {
+// MemoryState asks how much memory is used, by INFO; an error where that is refused.
+func (c *Client) MemoryState(ctx context.Context) (MemoryState, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
-		return Memory{}, err
+		return MemoryState{}, err
 	}
 	nodes := map[string]*redis.Client{}
 	switch client := client.(*live); {
@@ -63,13 +63,13 @@ func (c *Client) Memory(ctx context.Context) (Memory, error) {
 	default:
 		nodes[""] = client.UniversalClient.(*redis.Client)
 	}
-	var all Memory
+	var all MemoryState
 	for node, server := range nodes {
 		info, err := infoOf(ctx, server)
 		if err != nil {
-			return Memory{}, unavailable(fmt.Errorf("ask for the memory: %w", err))
+			return MemoryState{}, unavailable(fmt.Errorf("ask for the memory: %w", err))
 		}
-		m := c.memoryOf(node, info)
+		m := c.readMemory(node, info)
 		evicted, evicts := all.Evicted+m.Evicted, all.Evicts || m.Evicts
 		if m.usage() > all.usage() || all.Used == 0 || m.Evicts && !all.Evicts {
 			all = m
@@ -79,13 +79,13 @@ func (c *Client) Memory(ctx context.Context) (Memory, error) {
 	return all, nil
 }
 
-// memoryOf reads what INFO tells, and has one line logged for a server that evicts.
-func (c *Client) memoryOf(node string, info map[string]string) Memory {
+// readMemory reads what INFO tells, and has one line logged for a server that evicts.
+func (c *Client) readMemory(node string, info map[string]string) MemoryState {
 	number := func(name string) int64 {
 		n, _ := strconv.ParseInt(info[name], 10, 64) // 0 where the server does not tell
 		return n
 	}
-	m := Memory{Used: number("used_memory"), Limit: number("maxmemory"), Policy: info["maxmemory_policy"], Evicted: number("evicted_keys")}
+	m := MemoryState{Used: number("used_memory"), Limit: number("maxmemory"), Policy: info["maxmemory_policy"], Evicted: number("evicted_keys")}
 	e := &c.evictions
 	e.mu.Lock()
 	defer e.mu.Unlock()
