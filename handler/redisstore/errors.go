@@ -40,7 +40,7 @@ var replyKinds = map[string]struct {
 	"BUSY": {nobody: true, cure: "redis runs a script of another client that does not end; end it with SCRIPT KILL"},
 	"NOPERM": {
 		lasting: true,
-		cure:    "the app's user in Redis lacks a permission; docs/deploy.md has the exact rights for ACL SETUSER (Azure Managed Redis: access policy default)",
+		cure:    "the app's user in Redis lacks a permission; docs/deploy.md has the exact rights for ACL SETUSER, of keys, commands and channels (or ~* &* +@all; Azure Managed Redis: access policy default)",
 	},
 	"WRONGPASS":   {nobody: true, lasting: true},
 	"NOAUTH":      {nobody: true, lasting: true},
