@@ -55,6 +55,9 @@ race: setup ## tests again and again, to find races and flakes: PKG=./handler/..
 model: setup ## random steps against a model of the rules, on a real Redis: STEPS=1000000
 	@go test ./handler/redisstore -run '^TestModel$$' -model.steps=$(or $(STEPS),1000000) -timeout 30m -v
 
+servers: setup ## state tests and demo on each server that users have, Redis 6.2 to Valkey 9: ONLY=redis-6.2.5 TESTS=only
+	@.ci/servers $(ONLY)
+
 fuzz: ## every fuzz target for a while: FUZZTIME=10s
 	@.ci/fuzz $(or $(FUZZTIME),10s)
 

@@ -80,6 +80,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Broke: func(node string) { a.redis.Abandon(node) },
 	})
 	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
+	a.redis.Log, a.redis.KeepSettings = log, !cfg.SetNotifications
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
 	a.records = newRecords(cfg, who)
 	if a.sender, err = newSender(cfg, who, log); err != nil {

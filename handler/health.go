@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -87,13 +88,19 @@ func (a *app) look(ctx context.Context, name string, check func(context.Context)
 
 func (a *app) redisPart(ctx context.Context) triggers.Part {
 	err := a.store.Ping(ctx)
+	var writes error
+	memory, memoryErr := redisstore.MemoryState{}, err
+	if err == nil {
+		writes = a.store.CheckWrites(ctx)
+		memory, memoryErr = a.redis.MemoryState(ctx)
+	}
 	breaker := a.breaker.State()
 	part := triggers.Part{"status": "ok", "breaker": breaker.Status, "partitions": a.cfg.Partitions, "lastMaintenance": lastMaintenance(breaker.Events)}
 	server, connections, connected := a.redis.Server()
 	perProcess := 1
 	if connected {
 		perProcess = max(connections, 1)
-		part["version"], part["cluster"], part["connections"] = server.Version, server.Cluster, connections
+		part["server"], part["version"], part["cluster"], part["connections"] = server.Name, server.Version, server.Cluster, connections
 	}
 	budget := a.budget(perProcess)
 	if waiting := a.deferred.State(); waiting.Deferred > 0 {
@@ -103,6 +110,9 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 		"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
 		"used": budget.Used(), "limit": budget.Limit,
 	}
+	if memoryErr == nil {
+		part["memory"] = map[string]any{"usedBytes": memory.Used, "limitBytes": memory.Limit, "policy": memory.Policy, "evicted": memory.Evicted}
+	}
 	if breaker.Nodes != nil {
 		part["nodes"] = nodeParts(breaker.Nodes)
 	}
@@ -111,9 +121,14 @@ func (a *app) redisPart(ctx context.Context) triggers.Part {
 	_, allOpen := a.breaker.Open("")
 	switch {
 	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
-		part["status"], part["detail"] = "down", err.Error()
+		// While the breaker is open no call finds out more than that.
+		part["status"], part["detail"] = "down", cmp.Or(a.redis.Fault(), err).Error()
 	case breaker.Status == maintenance.Open:
 		part["status"], part["detail"] = "degraded", breaker.Reason
+	case writes != nil:
+		part["status"], part["detail"] = "down", "no heartbeat can be stored: "+writes.Error()
+	case memory.Evicts:
+		part["status"], part["detail"] = "degraded", memory.Eviction()
 	case subscription != nil && !a.cfg.Listener: // else the listener's part tells
 		part["status"], part["detail"] = "degraded", "maintenance messages do not come in: "+subscription.Error()
 	case len(warnings) > 0:

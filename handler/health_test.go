@@ -140,7 +140,7 @@ func TestSubscriptionThatDoesNotStand(t *testing.T) {
 			refused := func() string { return raw.Info(t.Context(), "errorstats").Val() }
 			found("it is told", func(status, detail string) bool {
 				return status == "degraded" && strings.Contains(detail, "do not come in") &&
-					strings.Contains(detail, "the user of REDIS_URL lacks a permission") && strings.Contains(detail, "&*")
+					strings.Contains(detail, "the app's user in Redis lacks a permission") && strings.Contains(detail, "&*")
 			})
 			before := refused()
 			testkit.Eventually(t, "it tries again", func(context.Context, *redis.Client) (bool, error) { return refused() != before, nil }, server)

@@ -49,6 +49,9 @@ type Config struct {
 	// MaintenanceEvents says whether a process without the listener subscribes to Azure's maintenance messages,
 	// for one connection more (REDIS_MAINTENANCE_EVENTS: auto, on, off; default auto: when the budget allows it).
 	MaintenanceEvents string
+	// SetNotifications allows to switch expired events on at the server, where they are off (REDIS_SET_NOTIFICATIONS, on
+	// or off, default on).
+	SetNotifications bool
 	// Partitions of the state (REDIS_PARTITIONS, 1 to 1024, default 16). It cannot be changed later.
 	Partitions int
 	// LeaseKeys keeps a key with a time to live for each session (LEASE_KEYS, on or off, default on).
@@ -95,6 +98,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 		MaxInstances:         r.integer("MAX_INSTANCES", 20, 1, 1000),
 		RedisMaxClients:      r.integer("REDIS_MAX_CLIENTS", 0, 0, 1_000_000),
 		MaintenanceEvents:    r.choice("REDIS_MAINTENANCE_EVENTS", "auto", "on", "off"),
+		SetNotifications:     r.onOff("REDIS_SET_NOTIFICATIONS", true),
 		Partitions:           r.integer("REDIS_PARTITIONS", 16, 1, 1024),
 		LeaseKeys:            r.onOff("LEASE_KEYS", true),
 		SessionTTL:           r.seconds("SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),

@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/golang-jwt/jwt/v5"
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -42,7 +43,8 @@ type Identity struct {
 	mu         sync.Mutex
 	credential azcore.TokenCredential
 
-	redisMu    sync.Mutex
+	// tokens has one request for a token at a time, which alone uses what follows.
+	tokens     singleflight.Group
 	redisToken azcore.AccessToken
 	askedAt    time.Time
 }
@@ -70,10 +72,27 @@ func (i *Identity) Credential() (azcore.TokenCredential, error) {
 }
 
 // Redis returns the user and password that open a connection to Azure Redis: the identity's object id and a
-// token that outlives the connection.
+// token that outlives the connection. It returns when ctx ends; the request for a token that it began has a limit of its
+// own, is shared by all who wait for it, and goes on.
 func (i *Identity) Redis(ctx context.Context) (user, password string, err error) {
-	i.redisMu.Lock()
-	defer i.redisMu.Unlock()
+	token := i.tokens.DoChan("", func() (any, error) { return i.redisTokenNow(context.WithoutCancel(ctx)) })
+	select {
+	case t := <-token:
+		if t.Err != nil {
+			return "", "", t.Err
+		}
+		password = t.Val.(string)
+	case <-ctx.Done():
+		return "", "", fmt.Errorf("wait for an Entra token for Redis: %w", ctx.Err())
+	}
+	if user = ObjectID(password); user == "" {
+		return "", "", errors.New("read the object id in the Entra token for Redis: it is not a JSON web token with a claim oid")
+	}
+	return user, password, nil
+}
+
+// redisTokenNow returns the token at hand, or a new one where that is too old for a new connection.
+func (i *Identity) redisTokenNow(ctx context.Context) (string, error) {
 	now := i.now()
 	left := i.redisToken.ExpiresOn.Sub(now)
 	if left < redisTokenLeft && (left <= time.Minute || now.Sub(i.askedAt) >= sameTokenWait) {
@@ -81,17 +100,14 @@ func (i *Identity) Redis(ctx context.Context) (user, password string, err error)
 		i.askedAt = now
 		if err != nil && left <= time.Minute {
 			problem, mend := Diagnose(err)
-			return "", "", fmt.Errorf("get an Entra token for Redis (%s): %s; %s. The identity also needs an access policy assignment on the database "+
+			return "", fmt.Errorf("get an Entra token for Redis (%s): %s; %s. The identity also needs an access policy assignment on the database "+
 				"(az redisenterprise database access-policy-assignment create): %w", redisScope, problem, mend, &wordsError{err})
 		}
 		if err == nil { // else the one at hand still serves for a while
 			i.redisToken = token
 		}
 	}
-	if user = ObjectID(i.redisToken.Token); user == "" {
-		return "", "", errors.New("read the object id in the Entra token for Redis: it is not a JSON web token with a claim oid")
-	}
-	return user, i.redisToken.Token, nil
+	return i.redisToken.Token, nil
 }
 
 func (i *Identity) token(ctx context.Context) (azcore.AccessToken, error) {

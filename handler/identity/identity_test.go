@@ -144,3 +144,51 @@ func TestWords(t *testing.T) {
 		}
 	}
 }
+
+// slowIssuer gives its token when it is told to.
+type slowIssuer struct {
+	*issuer
+	begun chan struct{}
+	give  chan struct{}
+}
+
+func (s *slowIssuer) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	s.begun <- struct{}{}
+	select {
+	case <-s.give:
+		return s.issuer.GetToken(ctx, o)
+	case <-ctx.Done():
+		return azcore.AccessToken{}, ctx.Err()
+	}
+}
+
+// TestATokenOutlivesWhoAskedForIt: whoever waits for a short time only does not cancel, again and again, the request
+// that all wait for.
+func TestATokenOutlivesWhoAskedForIt(t *testing.T) {
+	id, is := setup(t)
+	slow := &slowIssuer{issuer: is, begun: make(chan struct{}, 100), give: make(chan struct{})}
+	id.build = func() (azcore.TokenCredential, error) { return slow, nil }
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		gaveUp := make(chan error, 1)
+		go func() {
+			_, _, err := id.Redis(ctx)
+			gaveUp <- err
+		}()
+		if len(slow.begun) == 0 {
+			begun := <-slow.begun // the request is under way
+			slow.begun <- begun
+		}
+		cancel()
+		if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	close(slow.give)
+	if user, _, err := id.Redis(t.Context()); err != nil || user == "" {
+		t.Fatalf("%q, %v", user, err)
+	}
+	if n := len(slow.begun); n != 1 || is.asked != 1 {
+		t.Errorf("%d requests", n)
+	}
+}

@@ -16,9 +16,10 @@ const (
 	// probeEvery is the time between two PINGs while the breaker is open, less up to a quarter by chance, so that
 	// many processes do not knock in step.
 	probeEvery = 100 * time.Millisecond
-	// probeTimeout bounds one PING with the connection that it may have to open. Together they let an app serve
-	// again within a second after Redis answers.
+	// probeTimeout is when a PING without an answer opens the breaker. It is not given up then: it may have to open a
+	// connection, and its answer counts whenever it comes. probeLimit bounds it in any case.
 	probeTimeout = 750 * time.Millisecond
+	probeLimit   = time.Minute
 	// maxReason bounds the text of an error in a reason, in bytes.
 	maxReason = 200
 )
@@ -34,8 +35,9 @@ const (
 
 // Config is what a Breaker works with.
 type Config struct {
-	// Ping asks the server for a PING, past the breaker and past any queue of commands. It must return soon after
-	// its context ended. Only one runs at a time, while the breaker is open and after a failure.
+	// Ping asks the server for a PING, past the breaker and past any queue of commands, over a new connection where
+	// there is none. It has its own limits, for how long a server may take, and must return soon after its context
+	// ended. Only one runs at a time, while the breaker is open and after a failure.
 	Ping func(context.Context) error
 	// Broke is called each time that failures have opened the breaker: what still waits for the server may be given
 	// up. It must be quick. It may be nil.
@@ -202,11 +204,16 @@ func (b *Breaker) Run(ctx context.Context) {
 func (b *Breaker) watch(ctx context.Context) {
 	probes := make(chan probe, 1)
 	probing := false
-	var nextProbe time.Time
+	var nextProbe, overdue time.Time // overdue is when the PING under way should have been answered, zero once that is known
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		b.change(func(time.Time) {}) // what is due by the clock
+		b.change(func(now time.Time) { // what is due by the clock
+			if !overdue.IsZero() && !now.Before(overdue) {
+				overdue = time.Time{}
+				b.rules.overdue()
+			}
+		})
 		b.mu.Lock()
 		wanted, next := b.rules.wantsPing(), b.rules.next()
 		b.mu.Unlock()
@@ -218,8 +225,11 @@ func (b *Breaker) watch(ctx context.Context) {
 				next = nextProbe
 			}
 		default:
-			probing, nextProbe = true, now.Add(probeEvery-rand.N(probeEvery/4))
+			probing, nextProbe, overdue = true, now.Add(probeEvery-rand.N(probeEvery/4)), now.Add(probeTimeout)
 			go func() { probes <- b.probe(ctx, now) }()
+		}
+		if !overdue.IsZero() && (next.IsZero() || overdue.Before(next)) {
+			next = overdue
 		}
 		var due <-chan time.Time
 		if !next.IsZero() {
@@ -235,7 +245,7 @@ func (b *Breaker) watch(ctx context.Context) {
 		case <-b.wake:
 		case <-due:
 		case p := <-probes:
-			probing = false
+			probing, overdue = false, time.Time{}
 			if ctx.Err() == nil { // else the PING may have failed for that alone
 				b.change(func(now time.Time) {
 					if p.err != nil {
@@ -256,7 +266,7 @@ func (b *Breaker) probe(ctx context.Context, now time.Time) (p probe) {
 			p.err = fmt.Errorf("ping panicked: %v", v)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	p.err = b.ping(ctx)
 	return p

@@ -2,6 +2,7 @@ package maintenance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +23,11 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 
 var errDown = errors.New("connection refused")
 
-// server answers PING, refuses it, or lets it wait.
+// server answers PING, refuses it, or lets it wait until the caller's own limit.
 type server struct {
 	mode  atomic.Int32 // 0 up, 1 down, 2 silent
 	delay time.Duration
+	limit time.Duration // of a PING; 800 ms if 0
 	pings atomic.Int64
 }
 
@@ -44,6 +46,8 @@ func (s *server) ping(ctx context.Context) error {
 	case down:
 		return errDown
 	case silent:
+		ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.limit, 800*time.Millisecond))
+		defer cancel()
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -245,6 +249,32 @@ func TestProbes(t *testing.T) {
 			t.Error("PINGs while closed")
 		}
 	})
+}
+
+// TestASlowServer: a PING that takes long, over a connection that takes long to open, opens the breaker and is not
+// given up: its answer closes it, also where each answer comes late.
+func TestASlowServer(t *testing.T) {
+	for name, delay := range map[string]time.Duration{"a second": time.Second, "ten seconds": 10 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := server{delay: delay}
+				b := start(t, &s, quiet())
+				b.Failed(context.DeadlineExceeded)
+				pass(probeTimeout)
+				expect(t, b, true)
+				pass(delay - probeTimeout)
+				expect(t, b, false)
+				if n := s.pings.Load(); n != 1 {
+					t.Errorf("%d PINGs, want 1 that is not given up", n)
+				}
+				// With a maintenance two answers in a row are wanted.
+				b.Notify(Event{Type: Start})
+				b.ConnectionLost()
+				pass(2*delay + 2*probeEvery)
+				expect(t, b, false)
+			})
+		})
+	}
 }
 
 func TestFailures(t *testing.T) {

@@ -37,7 +37,7 @@ const (
 // must be followed by settle. The zero value is a closed breaker.
 //
 //	closed --> open      100 ms before an announced start; at a Start; a failed dial; a failure, and then a PING
-//	                     that does not answer; tripAfter failures in a row
+//	                     that does not answer, or not in time; tripAfter failures in a row
 //	open   --> closed    for a maintenance, the first of:
 //	                       its end was announced, and then one PING answered
 //	                       a connection was lost since it began, and then two PINGs in a row answered
@@ -199,6 +199,13 @@ func (r *rules) pinged(now, sent time.Time, answered bool) {
 		}
 	case !sent.Before(r.countFrom):
 		r.answered++
+	}
+}
+
+// overdue notes that a PING has waited long for its answer. It may still come, and counts then.
+func (r *rules) overdue() {
+	if !r.open {
+		r.failing, r.answered = true, 0
 	}
 }
 

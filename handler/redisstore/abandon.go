@@ -50,8 +50,11 @@ func (c *Client) patienceWith(node string) *patience {
 // and not at its time-out. Call it when it is known that no answer will come, and the circuit is open.
 func (c *Client) Abandon(node string) {
 	c.patienceWith(node).over()
-	// A read does not look at its context.
-	c.sockets.closeThose(func(s *socket) bool { return s.commands && (node == "" || s.addr == node) })
+	// A read does not look at its context. A connection that is being opened is left alone: by it we find out that the
+	// server is back.
+	c.sockets.closeThose(func(s *socket) bool {
+		return s.commands && (node == "" || s.addr == node) && c.sockets.awaited[s.addr] == 0
+	})
 }
 
 var errAbandoned = errors.New("redis did not answer, and was given up")

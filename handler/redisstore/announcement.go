@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/push"
@@ -10,14 +11,22 @@ import (
 // announcements are what Redis tells of maintenance to a connection that asked for it.
 var announcements = []string{"MOVING", "MIGRATING", "MIGRATED", "FAILING_OVER", "FAILED_OVER", "SMIGRATING", "SMIGRATED"}
 
-// askForAnnouncements asks on each new connection for commands. Servers that have no announcements refuse.
-func askForAnnouncements(ctx context.Context, conn *redis.Conn) error {
-	if ctx.Value(oneDial{}) != nil {
-		return nil // they are not for subscriptions
-	}
-	// Where a server moves to it need not say: its name leads there.
-	if err := conn.ClientMaintNotifications(ctx, true, "none").Err(); err != nil && !isReply(err) {
+// introduce tells a new connection our name and, where it is for commands, asks for announcements: the end of the
+// greeting. Servers that have none refuse, as do those whose user may not set a name.
+func (c *Client) introduce(ctx context.Context, conn *redis.Conn) error {
+	_, err := conn.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		pipe.ClientSetName(ctx, c.name)
+		if !c.endpoint.Unannounced && ctx.Value(oneDial{}) == nil {
+			// Where a server moves to it need not say: its name leads there.
+			pipe.ClientMaintNotifications(ctx, true, "none")
+		}
+		return nil
+	})
+	if err != nil && !isReply(err) {
 		return err
+	}
+	if g := greetingOf(ctx); g != nil {
+		g.done = time.Now()
 	}
 	return nil
 }

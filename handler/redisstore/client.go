@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,14 @@ import (
 )
 
 const (
-	// dialTimeout bounds a new connection, TLS included. It is short, so that one begun while nothing answered is
-	// soon followed by another. commandTimeout bounds a round trip.
-	dialTimeout    = 1500 * time.Millisecond
-	commandTimeout = 3 * time.Second
+	// dialTimeout bounds the opening of a TCP connection. It is short, so that one begun while nothing answered is
+	// soon followed by another. handshakeTimeout bounds the TLS handshake after it, which takes long while many
+	// clients come back to a server at once. commandTimeout bounds a round trip.
+	dialTimeout      = 1500 * time.Millisecond
+	handshakeTimeout = 5 * time.Second
+	commandTimeout   = 3 * time.Second
+	// createLimit bounds the first look at a server or cluster: the connections, and what is asked over them.
+	createLimit = connectLimit + 5*commandTimeout
 	// replaceAfter is how long every round trip may fail before the client is closed and made anew.
 	replaceAfter = 15 * time.Second
 )
@@ -65,6 +70,12 @@ func (noCircuit) SetNodes([]string)                 {}
 // concurrent requests share by pipelining, and one for subscriptions; on a cluster so many to each primary. It is
 // created on first use; a failed attempt is not remembered; one that stays broken is closed and replaced (design D8).
 type Client struct {
+	// Log takes the lines that a person must see: a setting of the server that was changed, a server that evicts. Set it
+	// before the first call; nil drops them.
+	Log *slog.Logger
+	// KeepSettings is true where no setting of the server may be changed; set it before the first call.
+	KeepSettings bool
+
 	endpoint     Endpoint
 	name         string
 	circuit      Circuit
@@ -81,6 +92,8 @@ type Client struct {
 	brokenAt   atomic.Int64 // when round trips began to fail, in Unix ns; 0 while they succeed
 	sockets    sockets
 	patience   sync.Map // node -> *patience
+	faults     standing
+	evictions  evictions
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -117,8 +130,10 @@ func (l *live) close() error {
 
 // Server is what Redis told of itself when it was connected to.
 type Server struct {
-	Version string
-	Cluster bool
+	// Name is that of the server's kind, "redis" or "valkey" among others; Version is that of the server itself, not of
+	// the Redis that it is compatible with. Both are empty where INFO is refused.
+	Name, Version string
+	Cluster       bool
 	// MaxClients is the server's limit of connections, 0 when it does not tell.
 	MaxClients int
 }
@@ -133,6 +148,10 @@ func NewClient(e Endpoint, name string, circuit Circuit) *Client {
 	c.open, c.end = context.WithCancel(context.Background())
 	return c
 }
+
+var discarded = slog.New(slog.DiscardHandler)
+
+func (c *Client) log() *slog.Logger { return cmp.Or(c.Log, discarded) }
 
 // clientNameRune keeps what CLIENT SETNAME allows: printable characters without blanks.
 func clientNameRune(r rune) rune {
@@ -165,17 +184,16 @@ func (c *Client) connect(ctx context.Context) (redis.UniversalClient, error) {
 	if err := c.ready(); err != nil {
 		return nil, err
 	}
-	// The attempt outlives the request that happens to be the first.
-	l, err := c.attempt(ctx, dialTimeout+commandTimeout)
+	l, err := c.attempt(ctx)
 	if err != nil {
 		return nil, unavailable(c.endpoint.diagnose(err))
 	}
 	return l, nil
 }
 
-// attempt returns the live client, or makes one within the limit. Calls at the same time share one attempt, and its
+// attempt returns the live client, or makes one. Calls at the same time share one attempt, which outlives them, and its
 // fault; the next call tries again.
-func (c *Client) attempt(ctx context.Context, limit time.Duration) (*live, error) {
+func (c *Client) attempt(ctx context.Context) (*live, error) {
 	if l := c.live.Load(); l != nil {
 		return l, nil
 	}
@@ -183,7 +201,9 @@ func (c *Client) attempt(ctx context.Context, limit time.Duration) (*live, error
 		if l := c.live.Load(); l != nil {
 			return l, nil
 		}
-		return c.create(limit)
+		l, err := c.create()
+		c.faults.tell("", err)
+		return l, err
 	})
 	select {
 	case r := <-made:
@@ -192,12 +212,12 @@ func (c *Client) attempt(ctx context.Context, limit time.Duration) (*live, error
 		}
 		return r.Val.(*live), nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("connect to Redis: %w", ctx.Err())
+		return nil, c.stillConnecting(ctx.Err())
 	}
 }
 
-func (c *Client) create(limit time.Duration) (*live, error) {
-	ctx, cancel := context.WithTimeout(c.open, limit)
+func (c *Client) create() (*live, error) {
+	ctx, cancel := context.WithTimeout(c.open, createLimit)
 	defer cancel()
 	l, err := c.dial(ctx)
 	if c.open.Err() != nil {
@@ -256,7 +276,7 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 
 // attend has us told of each round trip to a node, and of what the node announces.
 func (c *Client) attend(node string, server *redis.Client) {
-	server.AddHook(watch{c, node, c.patienceWith(node)})
+	server.AddHook(watch{c, node, c.patienceWith(node), &connector{client: c, node: node, server: server}})
 	if c.endpoint.Unannounced {
 		return
 	}
@@ -271,8 +291,7 @@ func (c *Client) options() (*redis.Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt.ClientName = c.name
-	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout, opt.PoolTimeout = dialTimeout, commandTimeout, commandTimeout, commandTimeout
+	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout, opt.PoolTimeout = dialTimeout+handshakeTimeout, commandTimeout, commandTimeout, commandTimeout
 	opt.ContextTimeoutEnabled = true
 	opt.MaxRetries = -1 // a re-sent script may run twice; the callers retry what may be retried
 	opt.Dialer, opt.DialerRetries = c.dialer(opt.TLSConfig), 1
@@ -281,9 +300,7 @@ func (c *Client) options() (*redis.Options, error) {
 	// What go-redis does with maintenance notifications opens a second connection before the first is closed, and
 	// waits longer for answers than we do: we ask for them ourselves.
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	if !c.endpoint.Unannounced {
-		opt.OnConnect = askForAnnouncements
-	}
+	opt.DisableIdentity, opt.OnConnect = true, c.introduce // it has what is asked of each connection in one round trip
 	return opt, nil
 }
 
@@ -291,7 +308,7 @@ func (c *Client) options() (*redis.Options, error) {
 // so TLS checks the name of the endpoint (opt.TLSConfig.ServerName).
 func clusterOptions(opt *redis.Options, slots []redis.ClusterSlot) *redis.ClusterOptions {
 	return &redis.ClusterOptions{
-		Addrs: seeds(opt.Addr, slots), ClientName: opt.ClientName, Username: opt.Username, Password: opt.Password,
+		Addrs: seeds(opt.Addr, slots), DisableIdentity: opt.DisableIdentity, Username: opt.Username, Password: opt.Password,
 		CredentialsProviderContext: opt.CredentialsProviderContext, ConnMaxLifetime: opt.ConnMaxLifetime,
 		TLSConfig: opt.TLSConfig, Dialer: opt.Dialer, DialTimeout: opt.DialTimeout, DialerRetries: opt.DialerRetries,
 		ReadTimeout: opt.ReadTimeout, WriteTimeout: opt.WriteTimeout, PoolTimeout: opt.PoolTimeout,
@@ -327,21 +344,28 @@ const clusterRedirects = 2
 
 // inspect asks the server what it is.
 func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, error) {
-	text, err := client.Info(ctx, "server", "replication", "cluster", "clients").Result()
-	if err != nil {
-		if !isReply(err) {
+	info, err := infoOf(ctx, client)
+	switch {
+	case err != nil && !isReply(err) || connectionFault(err):
+		return Server{}, err
+	case err != nil:
+		// A user who may not ask. What matters is that commands work, and what tells a cluster is that it has slots.
+		//lint:ignore SA1019 CLUSTER SHARDS needs Redis 7, and 6.2 is supported
+		slots, err := client.ClusterSlots(ctx).Result()
+		if err != nil && !isReply(err) {
 			return Server{}, err
 		}
-		// A Redis without INFO, or a user who may not ask: what matters is that commands work.
-		return Server{}, client.Ping(ctx).Err()
+		return Server{Cluster: len(slots) > 0}, nil
 	}
-	info := map[string]string{}
-	for line := range strings.Lines(text) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[k] = v
-		}
+	s := Server{Name: cmp.Or(info["server_name"], "redis"), Version: info["redis_version"], Cluster: info["cluster_enabled"] == "1"}
+	major, rest, _ := strings.Cut(s.Version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	m, err1 := strconv.Atoi(major)
+	n, err2 := strconv.Atoi(minor)
+	if err1 == nil && err2 == nil && (m < oldestMajor || m == oldestMajor && n < oldestMinor) {
+		return s, fmt.Errorf("the Redis at %s has version %s: %d.%d or newer is needed", c.endpoint.setting(), s.Version, oldestMajor, oldestMinor)
 	}
-	s := Server{Version: info["redis_version"], Cluster: info["cluster_enabled"] == "1"}
+	s.Version = cmp.Or(info[s.Name+"_version"], s.Version)
 	s.MaxClients, _ = strconv.Atoi(info["maxclients"]) // 0 where the server does not tell
 	if s.MaxClients == 0 {
 		if got, err := client.ConfigGet(ctx, "maxclients").Result(); err == nil {
@@ -351,80 +375,28 @@ func (c *Client) inspect(ctx context.Context, client *redis.Client) (Server, err
 	if info["role"] == "slave" && !s.Cluster {
 		return s, fmt.Errorf("%s names a read-only replica: name the primary", c.endpoint.setting())
 	}
-	major, rest, _ := strings.Cut(s.Version, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	m, err1 := strconv.Atoi(major)
-	n, err2 := strconv.Atoi(minor)
-	if err1 == nil && err2 == nil && (m < oldestMajor || m == oldestMajor && n < oldestMinor) {
-		return s, fmt.Errorf("the Redis at %s has version %s: %d.%d or newer is needed", c.endpoint.setting(), s.Version, oldestMajor, oldestMinor)
-	}
+	c.readMemory("", info) // has it told where it evicts
 	return s, nil
+}
+
+// infoOf reads INFO. Before Redis 7 it takes one section at most, so it is asked for all that are usual.
+func infoOf(ctx context.Context, client *redis.Client) (map[string]string, error) {
+	text, err := client.Info(ctx).Result()
+	if err != nil {
+		return nil, err
+	}
+	info := map[string]string{}
+	for line := range strings.Lines(text) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[k] = v
+		}
+	}
+	return info, nil
 }
 
 // exec sends a pipeline. Each command has its own error.
 func (c *Client) exec(ctx context.Context, pipe redis.Pipeliner) {
 	_, _ = pipe.Exec(ctx) // the first of the commands' errors
-}
-
-// watch tells of each round trip to one server, and lets none begin to a node of a cluster that must be left alone.
-type watch struct {
-	client   *Client
-	node     string
-	patience *patience
-}
-
-// probing is in the context of a PING that asks whether a node is back.
-type probing struct{}
-
-// ready fails at once while the node must be left alone. For a single server that was asked before.
-func (w watch) ready(ctx context.Context) error {
-	if w.node == "" {
-		return nil
-	}
-	err := w.client.readyFor(w.node)
-	if err != nil && ctx.Value(probing{}) != nil {
-		return nil
-	}
-	return err
-}
-
-func (w watch) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (w watch) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		return w.ask(ctx, func(ctx context.Context) error { return next(ctx, cmd) }, cmd)
-	}
-}
-
-func (w watch) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		return w.ask(ctx, func(ctx context.Context) error { return next(ctx, cmds) }, cmds...)
-	}
-}
-
-// ask makes one round trip with some commands. A probe goes on when the server is given up: it asks whether it is back.
-func (w watch) ask(ctx context.Context, roundTrip func(context.Context) error, cmds ...redis.Cmder) error {
-	if err := w.ready(ctx); err != nil {
-		return err
-	}
-	joined, givenUp := ctx, func() bool { return false }
-	if ctx.Value(probing{}) == nil {
-		withTerm, t, done := w.patience.join(ctx)
-		defer done()
-		joined, givenUp = withTerm, func() bool { return t.Err() != nil }
-	}
-	err := roundTrip(joined)
-	if err != nil && givenUp() && !isReply(err) {
-		return giveUp(cmds...)
-	}
-	fault := err
-	for _, cmd := range cmds {
-		if !connectionFault(fault) {
-			fault = cmd.Err()
-		}
-	}
-	w.client.returned(ctx, w.node, fault)
-	return err
 }
 
 // returned takes in how a round trip went. One whose request ran out of its own time says nothing of Redis.
@@ -434,6 +406,7 @@ func (c *Client) returned(ctx context.Context, node string, err error) {
 		if c.brokenAt.Load() != 0 {
 			c.brokenAt.Store(0)
 		}
+		c.faults.tell(node, nil)
 		c.circuit.Succeeded(node)
 	case ctx.Err() == nil:
 		c.failed(node, err)
@@ -443,6 +416,12 @@ func (c *Client) returned(ctx context.Context, node string, err error) {
 // failed takes in a fault of the connection to a node. After replaceAfter without a success of any node the client is
 // closed, and the next call makes a new one.
 func (c *Client) failed(node string, err error) {
+	if errors.As(err, new(*refusedGreeting)) {
+		err = c.endpoint.diagnoseGreeting(err)
+	} else {
+		err = c.endpoint.diagnose(err)
+	}
+	c.faults.tell(node, err)
 	c.circuit.Failed(node, err)
 	if l := c.live.Load(); l != nil && l.cluster != nil {
 		l.cluster.mayHaveChanged()
@@ -479,13 +458,10 @@ func (c *Client) Close() error {
 var errNoPrimary = errors.New("the node is no primary of the cluster any more")
 
 // Ping asks a node for a sign of life, for node "" the single server or each primary; also while its circuit is open:
-// the breaker's probe. It returns when ctx ends.
+// the breaker's probe. It returns when ctx ends. The attempt to connect that it began goes on, within its own limit,
+// and the next Ping joins it.
 func (c *Client) Ping(ctx context.Context, node string) error {
-	limit := dialTimeout + commandTimeout
-	if end, ok := ctx.Deadline(); ok {
-		limit = time.Until(end)
-	}
-	l, err := c.attempt(ctx, limit)
+	l, err := c.attempt(ctx)
 	if err != nil {
 		return err
 	}
@@ -505,11 +481,12 @@ func (c *Client) Ping(ctx context.Context, node string) error {
 	case *redis.Client:
 		err = ping(ctx, client)
 	}
-	if err != nil && ctx.Err() != nil {
-		c.failed(node, err) // the time of a probe is enough for Redis
-	}
 	return err
 }
+
+// Fault returns why Redis, or one primary of a cluster, cannot be used, with the setting and the cure; nil while they
+// answer, and before the first attempt.
+func (c *Client) Fault() error { return c.faults.fault("Redis at ") }
 
 // Server returns what Redis told of itself, and how many connections this client has open, on a cluster the most
 // that it has to one server; false before the first answer.
@@ -525,21 +502,4 @@ func (c *Client) Server() (s Server, connections int, ok bool) {
 func (c *Client) oneServer() bool {
 	l := c.live.Load()
 	return l != nil && !l.server.Cluster
-}
-
-// isReply reports whether err is an answer of Redis, so that the connection is well.
-func isReply(err error) bool {
-	var reply redis.Error
-	return errors.As(err, &reply)
-}
-
-// connectionFault reports whether err tells of the connection or the server rather than of a command.
-func connectionFault(err error) bool {
-	switch {
-	case err == nil, errors.Is(err, context.Canceled):
-		return false
-	case isReply(err):
-		return redis.HasErrorPrefix(err, "LOADING") || redis.HasErrorPrefix(err, "READONLY") || redis.HasErrorPrefix(err, "MASTERDOWN")
-	}
-	return true
 }

@@ -33,7 +33,9 @@ func (once) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPip
 		for i, cmd := range cmds {
 			wrapped[i] = onceCmd{cmd}
 		}
-		return next(ctx, wrapped)
+		asked, _ := within(cmds)
+		unanswered(asked)
+		return complete(asked, next(ctx, wrapped))
 	}
 }
 

@@ -106,6 +106,9 @@ func (e Endpoint) diagnose(err error) error {
 func (e Endpoint) cure(err error) string {
 	var dns *net.DNSError
 	var slow interface{ Timeout() bool }
+	if cure := cureOf(err, e.setting()); cure != "" {
+		return cure
+	}
 	said := func(prefix string) bool { return redis.HasErrorPrefix(err, prefix) }
 	has := func(part string) bool { return strings.Contains(err.Error(), part) }
 	switch {
@@ -115,16 +118,8 @@ func (e Endpoint) cure(err error) string {
 		return "redis refuses " + e.secret()
 	case said("NOAUTH"):
 		return "redis wants a password, and " + e.setting() + " has none; it must look like redis://:password@host:6379, or redis://user:password@host:6379"
-	case said("NOPERM"):
-		return "the user of " + e.setting() + " lacks a permission; grant it with ACL SETUSER name +@all ~* &*, where &* stands for the channels (Azure Managed Redis: access policy default)"
-	case said("LOADING"):
-		return "redis is reading its data from disk, and serves when that is done"
-	case said("READONLY"):
-		return e.setting() + " names a read-only replica; name the primary"
 	case said("SELECT is not allowed"), said("DB index is out of range"):
 		return e.setting() + " names a database that this Redis does not have; leave the number at its end out"
-	case errors.Is(err, errNoConnectionLeft):
-		return "redis has no connection left; lower MAX_INSTANCES, or choose a larger tier"
 	case has("first record does not look like a TLS handshake"), errors.Is(err, errBeginTLS) && errors.Is(err, context.DeadlineExceeded):
 		return e.setting() + " asks for TLS, and the port seems to speak plain text; use redis:// or the TLS port"
 	case has("x509:"), has("tls:"):
@@ -139,7 +134,7 @@ func (e Endpoint) cure(err error) string {
 
 // diagnoseGreeting is diagnose for the first words with a server, which may speak another protocol.
 func (e Endpoint) diagnoseGreeting(err error) error {
-	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if errors.As(err, new(*diagnosis)) || !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		return e.diagnose(err)
 	}
 	reason := "a TLS port needs rediss://"

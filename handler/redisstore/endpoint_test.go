@@ -72,7 +72,7 @@ func TestBadEndpoints(t *testing.T) {
 				t.Fatal(err)
 			}
 			return Endpoint{URL: "redis://app:" + secret + "@" + server.Addr}
-		}, []string{"the user of REDIS_URL lacks a permission", "ACL SETUSER"}},
+		}, []string{"the app's user in Redis lacks a permission", "ACL SETUSER"}},
 		"a server that is silent": {func(t *testing.T) Endpoint {
 			g := newGate(t, "")
 			t.Cleanup(func() { close(g.open) })

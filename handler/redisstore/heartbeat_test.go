@@ -143,8 +143,8 @@ func TestOneAddressOfACluster(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartCluster(t, 1, 0)
 	raw := c.Primaries[0].Client()
-	// Who may not ask INFO is not told that this is a cluster.
-	if err := raw.Do(t.Context(), "acl", "setuser", "app", "on", ">secret", "~*", "&*", "+@all", "-info").Err(); err != nil {
+	// Who may ask neither INFO nor CLUSTER SLOTS is not told that this is a cluster.
+	if err := raw.Do(t.Context(), "acl", "setuser", "app", "on", ">secret", "~*", "&*", "+@all", "-info", "-cluster").Err(); err != nil {
 		t.Fatal(err)
 	}
 	b := newBench(t, raw, Endpoint{URL: "redis://app:secret@" + c.Primaries[0].Addr}, "uc", 16)

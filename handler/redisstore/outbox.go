@@ -123,9 +123,8 @@ func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration
 	if err != nil {
 		return nil, from, err
 	}
-	messages, next, err := client.XAutoClaim(ctx, &redis.XAutoClaimArgs{
-		Stream: o.store.keys.outbox(partition), Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Start: cmp.Or(from, "0-0"), Count: int64(limit),
-	}).Result()
+	claimed := client.Do(ctx, "xautoclaim", o.store.keys.outbox(partition), relayGroup, o.consumer, idle.Milliseconds(), cmp.Or(from, "0-0"), "count", limit)
+	messages, next, err := claimedOf(claimed)
 	done()
 	switch {
 	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
@@ -137,6 +136,45 @@ func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration
 	}
 	entries, err = o.entries(ctx, partition, messages)
 	return entries, next, err
+}
+
+// claimedOf reads the answer of XAUTOCLAIM. Redis 6.2 has a nil in it for each entry that was deleted while it was
+// pending, which go-redis takes for an empty answer. It is the relay's own from now on, and read by Own.
+func claimedOf(cmd *redis.Cmd) (messages []redis.XMessage, next string, err error) {
+	reply, err := cmd.Slice()
+	if err != nil {
+		return nil, "", err
+	}
+	unexpected := fmt.Errorf("unexpected reply %v", reply)
+	if len(reply) < 2 {
+		return nil, "", unexpected
+	}
+	next, ok := reply[0].(string)
+	entries, ok2 := reply[1].([]any)
+	if !ok || !ok2 {
+		return nil, "", unexpected
+	}
+	for _, entry := range entries {
+		if entry == nil {
+			continue
+		}
+		parts, ok := entry.([]any)
+		if !ok || len(parts) != 2 {
+			return nil, "", unexpected
+		}
+		id, ok := parts[0].(string)
+		fields, _ := parts[1].([]any) // nil for one that was deleted
+		words, ok2 := stringsOf(fields)
+		if !ok || !ok2 || len(words)%2 != 0 {
+			return nil, "", unexpected
+		}
+		m := redis.XMessage{ID: id, Values: map[string]any{}}
+		for i := 0; i < len(words); i += 2 {
+			m.Values[words[i]] = words[i+1]
+		}
+		messages = append(messages, m)
+	}
+	return messages, next, nil
 }
 
 // Acknowledge removes entries that were sent and logged, in one call.

@@ -18,6 +18,26 @@ import (
 type sockets struct {
 	mu   sync.Mutex
 	open map[*socket]struct{}
+	// awaited counts the attempts to connect to an address that are under way.
+	awaited map[string]int
+	// handshakes counts those that begin TLS.
+	handshakes atomic.Int32
+}
+
+// await takes in that an attempt to connect begins (1) or has ended (-1).
+func (ss *sockets) await(addr string, n int) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.awaited == nil {
+		ss.awaited = map[string]int{}
+	}
+	ss.awaited[addr] += n
+}
+
+func (ss *sockets) isAwaited(addr string) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.awaited[addr] > 0
 }
 
 // socket is one of them. It has the methods of a TCP connection that go-redis looks for.
@@ -116,6 +136,9 @@ func (c *Client) dialer(secure *tls.Config) func(ctx context.Context, network, a
 			}
 			return conn, err
 		}
+		if !c.sockets.isAwaited(addr) {
+			return broken{errNotConnected}, nil
+		}
 		conn, err := c.dialServer(ctx, secure, network, addr, true)
 		if err != nil {
 			// To an error go-redis answers with another dial each second, and refuses commands until one succeeds.
@@ -136,10 +159,10 @@ func (c *Client) dialServer(ctx context.Context, secure *tls.Config, network, ad
 	if commands {
 		c.sockets.closeThose(func(s *socket) bool { return s.commands && s.addr == addr })
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout+handshakeTimeout)
 	defer cancel()
 	defer context.AfterFunc(c.open, cancel)()
-	d := net.Dialer{KeepAliveConfig: keepAlive}
+	d := net.Dialer{KeepAliveConfig: keepAlive, Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
@@ -153,6 +176,8 @@ func (c *Client) dialServer(ctx context.Context, secure *tls.Config, network, ad
 	if secure == nil {
 		return s, nil
 	}
+	c.sockets.handshakes.Add(1)
+	defer c.sockets.handshakes.Add(-1)
 	t := tls.Client(s, secure)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = t.Close() // the fault that matters is err

@@ -251,19 +251,6 @@ func (s *Store) checkPartitions(ctx context.Context, client redis.UniversalClien
 	return nil
 }
 
-// unavailable is what every fault of Redis becomes: a passing one, with the cause for the log.
-func unavailable(err error) error {
-	var e *presence.Error
-	if errors.As(err, &e) {
-		return err
-	}
-	message := "the state store cannot be reached: try again"
-	if redis.HasErrorPrefix(err, "OOM") {
-		message = "the state store is full: try again later"
-	}
-	return &presence.Error{Kind: presence.Unavailable, Message: message, RetryAfter: time.Second, Err: err}
-}
-
 // ageMillis is how long ago an item came in, in whole milliseconds, 0 for one from the future.
 func ageMillis(now, at time.Time) int64 {
 	if at.IsZero() {

@@ -52,12 +52,12 @@ func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error)
 	}
 	cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient)
 	if !ok {
-		return ensureNotifications(ctx, client)
+		return c.ensureNotifications(ctx, client)
 	}
 	var mu sync.Mutex
 	worst := NotificationsOn
 	err = cluster.ForEachMaster(ctx, func(ctx context.Context, primary *redis.Client) error {
-		state, err := ensureNotifications(ctx, primary)
+		state, err := c.ensureNotifications(ctx, primary)
 		mu.Lock()
 		defer mu.Unlock()
 		if state != NotificationsOn && worst != NotificationsOff {
@@ -71,7 +71,9 @@ func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error)
 	return worst, err
 }
 
-func ensureNotifications(ctx context.Context, client interface {
+var errKeepSettings = errors.New("REDIS_SET_NOTIFICATIONS is off")
+
+func (c *Client) ensureNotifications(ctx context.Context, client interface {
 	ConfigGet(ctx context.Context, parameter string) *redis.MapStringStringCmd
 	ConfigSet(ctx context.Context, parameter, value string) *redis.StatusCmd
 },
@@ -85,9 +87,13 @@ func ensureNotifications(ctx context.Context, client interface {
 	if strings.Contains(flags, "E") && strings.ContainsAny(flags, "xA") {
 		return NotificationsOn, nil
 	}
+	if c.KeepSettings {
+		return NotificationsOff, fmt.Errorf("set %s to %q: %w", setting, flags+"Ex", errKeepSettings)
+	}
 	if err := client.ConfigSet(ctx, setting, flags+"Ex").Err(); err != nil {
 		return NotificationsOff, fmt.Errorf("set %s to %q: %w", setting, flags+"Ex", err)
 	}
+	c.log().InfoContext(ctx, "a setting of the Redis server was changed, so that it publishes expired events", "setting", setting, "from", flags, "to", flags+"Ex")
 	return NotificationsOn, nil
 }
 
@@ -103,15 +109,19 @@ type Subscriber struct {
 	Maintenance func(text string)
 }
 
-// standing is why subscriptions do not stand.
+// standing is why connections do not stand.
 type standing struct {
 	mu     sync.Mutex
 	faults map[string]error // by node
+	broken atomic.Int32     // how many there are
 }
 
-// tell takes in that the subscription with a node stands, or why it does not. That it was not tried while the circuit
+// tell takes in that the connection to a node stands, or why it does not. That it was not tried while the circuit
 // is open does not hide what was wrong before.
 func (s *standing) tell(node string, err error) {
+	if err == nil && s.broken.Load() == 0 {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -123,9 +133,11 @@ func (s *standing) tell(node string, err error) {
 		}
 		s.faults[node] = err
 	}
+	s.broken.Store(int32(len(s.faults)))
 }
 
-func (s *standing) fault() error {
+// fault returns one of the faults, with what it is about in front where that is one node of several.
+func (s *standing) fault(about string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.faults) == 0 {
@@ -135,12 +147,12 @@ func (s *standing) fault() error {
 	if node == "" {
 		return s.faults[node]
 	}
-	return fmt.Errorf("subscription with %s: %w", node, s.faults[node])
+	return fmt.Errorf("%s%s: %w", about, node, s.faults[node])
 }
 
 // Subscription returns why the subscription does not stand, with the setting and the cure; nil while it stands or
 // nobody called Subscribe. On a cluster it is the fault with one of the primaries.
-func (c *Client) Subscription() error { return c.subscribed.fault() }
+func (c *Client) Subscription() error { return c.subscribed.fault("subscription with ") }
 
 // Subscribe keeps a subscription until ctx ends, on a cluster one with each primary: one that is lost is made again,
 // and one whose credentials grow old is replaced by a new one before it is closed. What is published while both stand

@@ -189,7 +189,7 @@ func TestSubscriptionWithoutPermission(t *testing.T) {
 	defer store.Close()
 	e := listen(t, client, 0)
 	err := <-e.lost
-	for _, part := range []string{"the user of REDIS_URL lacks a permission", "&*", "channels"} {
+	for _, part := range []string{"the app's user in Redis lacks a permission", "&*", "channels"} {
 		if !strings.Contains(err.Error(), part) || !strings.Contains(client.Subscription().Error(), part) {
 			t.Errorf("%q is not in %q", part, err)
 		}

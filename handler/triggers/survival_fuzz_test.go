@@ -50,7 +50,7 @@ func FuzzAcceptedSurvives(f *testing.F) {
 		t.Cleanup(store.Close)
 		tracker, sender := presence.NewTracker(store, nil, presence.DefaultTTL), &queues{seen: map[string]bool{}}
 		routes := triggers.Routes(triggers.Handlers{
-			Tracker: tracker, Worker: (*worker.Worker)(nil), Log: discard, Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender, MaxDelivery: maxDelivery},
+			Tracker: tracker, Worker: (*worker.Worker)(nil), Log: discard, Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender},
 		})
 		r := request("POST", "/api/heartbeat", body)
 		r.Header.Set("Traceparent", trace)
