@@ -81,6 +81,7 @@ type Client struct {
 	brokenAt   atomic.Int64 // when round trips began to fail, in Unix ns; 0 while they succeed
 	sockets    sockets
 	patience   sync.Map // node -> *patience
+	clocks     sync.Map // node -> *clock
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -243,7 +244,9 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 	if err != nil {
 		return nil, c.endpoint.diagnoseGreeting(err)
 	}
-	cluster := redis.NewClusterClient(clusterOptions(opt, slots))
+	options := clusterOptions(opt, slots)
+	options.NewClient = c.newNode
+	cluster := redis.NewClusterClient(options)
 	cluster.AddHook(once{})
 	cluster.OnNewNode(func(node *redis.Client) { c.attend(node.Options().Addr, node) })
 	known, err := c.newPrimaries(ctx, cluster)
@@ -281,9 +284,7 @@ func (c *Client) options() (*redis.Options, error) {
 	// What go-redis does with maintenance notifications opens a second connection before the first is closed, and
 	// waits longer for answers than we do: we ask for them ourselves.
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	if !c.endpoint.Unannounced {
-		opt.OnConnect = askForAnnouncements
-	}
+	opt.OnConnect = c.greet("")
 	return opt, nil
 }
 

@@ -19,7 +19,7 @@ type sender interface {
 }
 
 // HeartbeatQueue is the function HeartbeatMessages: beats that come over the queue "heartbeats". A message is
-// one heartbeat or an array of up to presence.MaxBatch. Its age counts from when it was enqueued.
+// one heartbeat or an array of up to presence.MaxBatch. It is dated by when the broker enqueued it.
 type HeartbeatQueue struct {
 	Tracker     beater
 	Sender      sender
@@ -63,7 +63,7 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 			bad = append(bad, rejected{message: m, item: m.Body, reason: err})
 			continue
 		}
-		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.beat(m.EnqueuedAt, "") })
+		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(m.EnqueuedAt) })
 		for _, u := range undecoded {
 			bad = append(bad, rejected{m, u.Index, string(items[u.Index]), errors.New(u.Detail)})
 		}

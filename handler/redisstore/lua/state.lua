@@ -150,10 +150,11 @@ local function remember(u, name, last, seq)
   if #u.ended > MAX_SESSIONS then table.remove(u.ended, 1) end
 end
 
--- stale says whether a beat or leave comes after one that was applied already.
+-- stale says whether a beat or leave comes after one that was applied already. An instant that is still to come was made
+-- by a clock that has been set back since, or by another server: nothing is older than that.
 local function stale(prior, instant, seq)
   if not prior then return false end
-  if instant < prior.last then return true end
+  if instant < prior.last and prior.last <= now then return true end
   return seq ~= '' and prior.seq ~= '' and tonumber(seq) <= tonumber(prior.seq)
 end
 
