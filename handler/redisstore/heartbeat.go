@@ -54,14 +54,21 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		items[i].prepare(s)
 		pointers[i] = &items[i]
 	}
+	var waits error // one waits for a later version; the others are applied
 	for from := 0; from < len(items); from += bulkSlice {
 		slice := pointers[from:min(from+bulkSlice, len(items))]
-		if err := s.bulk(ctx, func() error {
+		err := s.bulk(ctx, func() error {
 			s.applyBeats(ctx, slice)
 			return firstErr(slice)
-		}); err != nil {
+		})
+		if err == errLater {
+			waits = err
+		} else if err != nil {
 			return nil, err
 		}
+	}
+	if waits != nil {
+		return nil, waits
 	}
 	for i := range items {
 		outcomes[i] = items[i].outcome
@@ -69,13 +76,14 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 	return outcomes, nil
 }
 
-func firstErr(items []*beatItem) error {
+// firstErr returns the first fault of the items, errLater only where there is no other.
+func firstErr(items []*beatItem) (err error) {
 	for _, it := range items {
-		if it.err != nil {
-			return it.err
+		if it.err != nil && (err == nil || err == errLater) {
+			err = it.err
 		}
 	}
-	return nil
+	return err
 }
 
 // heartbeat applies one beat by way of the lane.
@@ -349,7 +357,10 @@ func (s *Store) beat(ctx context.Context, items []*beatItem) {
 				continue
 			}
 			text, _ := replies[k].(string)
-			it.outcome, it.err = beatOutcome(text)
+			if it.outcome, it.err = beatOutcome(text); it.err == errLater {
+				s.later.refused.Add(1)
+				s.later.tell("the record of a user with a heartbeat")
+			}
 		}
 	}
 }
@@ -362,6 +373,9 @@ func beatOutcome(text string) (o presence.BeatOutcome, err error) {
 	due, seq, ok := strings.Cut(rest, ",")
 	if !ok {
 		return o, fmt.Errorf("unexpected answer %q", text)
+	}
+	if change == "later" {
+		return o, errLater
 	}
 	o.Change, o.Status = presence.Change(change), presence.Offline
 	if online == "1" {

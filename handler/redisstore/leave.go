@@ -43,6 +43,7 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 		return nil, err
 	}
 	outcomes := make([]presence.LeaveOutcome, len(leaves))
+	var waits error // one waits for a later version; the others are applied
 	for n, ch := range chunks {
 		replies, err := calls[n].datedReplies(len(ch.items))
 		if err != nil {
@@ -50,8 +51,16 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 		}
 		for k, it := range ch.items {
 			outcome, _ := replies[k].(string)
+			if outcome == "later" {
+				s.later.refused.Add(1)
+				s.later.tell("the record of a user who leaves")
+				waits = errLater
+			}
 			outcomes[it.at] = presence.LeaveOutcome(outcome)
 		}
+	}
+	if waits != nil {
+		return nil, waits
 	}
 	return outcomes, nil
 }

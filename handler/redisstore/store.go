@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ type Config struct {
 	// LeaseKeys keeps a key with a time to live for each session, for other clients of Redis. Nothing of ours
 	// reads it; off saves its memory.
 	LeaseKeys bool
+	// Log gets a line when something of a later version is met for the first time; nil for none.
+	Log *slog.Logger
 }
 
 // Store is the live state. It is safe for concurrent use and does no I/O before its first call.
@@ -49,6 +52,7 @@ type Store struct {
 	background chan struct{}
 	checked    atomic.Bool // the recorded number of partitions was compared with ours
 	apart      atomic.Bool // the server refused a script with keys of several partitions
+	later      later
 }
 
 // New returns a Store on the shared client.
@@ -70,6 +74,7 @@ func New(c *Client, cfg Config) *Store {
 		s.shared = append(s.shared, s.keys.shared(p))
 	}
 	s.clockOf = s.clockOfServer
+	s.later.log, s.later.passed = cfg.Log, make([]passed, cfg.Partitions)
 	s.beats, s.reads = newLane(s.flushBeats), newLane(s.flushReads)
 	return s
 }

@@ -3,13 +3,14 @@
 -- ARGV  3 by how many ms the times of receipt must be moved; from 4, nine a beat: user, session, ttl s, grace s, when it
 --       was received in ms (see received in clock.lua), seq or '', groups ('*' keeps, '' clears, else ids with blanks
 --       between), meta ('' keeps, '{}' clears), traceparent.
--- RETURN one string a beat, with commas between: change (online, started, renewed, stale, full), 1 when the
---       user is online, epoch or '', due or '', the session's last seq or ''. Then the time of the server in ms.
+-- RETURN one string a beat, with commas between: change (online, started, renewed, stale, full, later for a record that
+--       only a later version may change), 1 when the user is online, epoch or '', due or '', the session's last seq or ''. Then the time of the server in ms.
 
 local MOVED = tonumber(ARGV[3])
 
 local function beat(user_key, lease_key, user, session, ttl, grace, at, seq, groups, meta, trace)
   local u = load(user_key)
+  if u.later then return 'later,0,,,' end
   local s = find(u.live, session)
   local prior = s or find(u.ended, session)
   local instant = received(at, MOVED) + offset

@@ -2,12 +2,14 @@
 -- KEYS  from 5, two a leave: user record, lease.
 -- ARGV  3 by how many ms the times of receipt must be moved; from 4, five a leave: user, session, when it was received
 --       in ms (see received in clock.lua), seq or '', traceparent.
--- RETURN one string a leave: left, leaving (in its grace), stale, unknown. Then the time of the server in ms.
+-- RETURN one string a leave: left, leaving (in its grace), stale, unknown; later for a record that only a later version
+--       may change. Then the time of the server in ms.
 
 local MOVED = tonumber(ARGV[3])
 
 local function leave(user_key, lease_key, user, session, at, seq, trace)
   local u = load(user_key)
+  if u.later then return 'later' end
   local instant = received(at, MOVED) + offset
   local s = find(u.live, session)
   local prior = s or find(u.ended, session)
