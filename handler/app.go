@@ -81,7 +81,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 	})
 	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.redis.Log, a.redis.KeepSettings = log, !cfg.SetNotifications
-	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys})
+	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys, Log: log})
 	a.records = newRecords(cfg, who)
 	if a.sender, err = newSender(cfg, who, log); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)

@@ -67,9 +67,6 @@ func TestSameState(t *testing.T) {
 const (
 	scenarioUsers    = 2
 	scenarioSessions = 3
-	// tolerance is by how much the instants of the two sides may differ: the time on the way. Instants in a
-	// scenario are a second apart.
-	tolerance = 900 * time.Millisecond
 )
 
 // scenario is one sequence on both sides.
@@ -297,9 +294,8 @@ func text(seq *int64) string {
 	return strconv.FormatInt(*seq, 10)
 }
 
-// same ignores what tells when and how often things happened, and the time on the way.
+// same ignores what tells when and how often things happened. Instants are those of the receipt, to the millisecond.
 var same = cmp.Options{
-	cmpopts.EquateApproxTime(tolerance),
 	cmpopts.IgnoreFields(presence.User{}, "Epoch", "Since"),
 	cmpopts.IgnoreFields(presence.Session{}, "StartEpoch"),
 	cmpopts.IgnoreFields(presence.BeatOutcome{}, "Epoch"),

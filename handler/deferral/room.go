@@ -21,6 +21,9 @@ type item struct {
 }
 
 func itemOfBeat(b presence.Beat) item {
+	if b.At.IsZero() {
+		b.At = time.Now() // not when it is written
+	}
 	// The caller may use its memory again.
 	b.Groups, b.Meta = slices.Clone(b.Groups), bytes.Clone(b.Meta)
 	if b.TTL != nil {
@@ -33,6 +36,9 @@ func itemOfBeat(b presence.Beat) item {
 }
 
 func itemOfLeave(l presence.Leave) item {
+	if l.At.IsZero() {
+		l.At = time.Now()
+	}
 	if l.Seq != nil {
 		l.Seq = new(*l.Seq)
 	}
@@ -53,7 +59,8 @@ func (it *item) size() int64 {
 	return int64(n)
 }
 
-// over reports whether the store would find the item stale because of its age alone.
+// over reports whether the store would find the item stale because of its age alone. One that came over a queue is older
+// than we know: it was received here after it was enqueued.
 func (it *item) over(now time.Time) bool {
 	if it.leave {
 		return now.Sub(it.beat.At) >= presence.EndMemory
@@ -69,7 +76,14 @@ func (it *item) over(now time.Time) bool {
 // the rules of design D6 about instants and seq.
 func (it *item) follows(next *item) bool {
 	a, b := it.beat.Seq, next.beat.Seq
-	return !next.beat.At.Before(it.beat.At) && (a == nil && b == nil || a != nil && b != nil && *b > *a)
+	at, nextAt := it.beat.At, next.beat.At
+	if queued := !it.beat.Enqueued.IsZero(); queued || !next.beat.Enqueued.IsZero() {
+		if !queued || next.beat.Enqueued.IsZero() {
+			return false // two clocks
+		}
+		at, nextAt = it.beat.Enqueued, next.beat.Enqueued
+	}
+	return !nextAt.Before(at) && (a == nil && b == nil || a != nil && b != nil && *b > *a)
 }
 
 // queue has the items of one user that wait, in order. All of a user wait once one does, because groups are the
@@ -318,10 +332,9 @@ func (r *room) take(leaves bool, limit int, away Away) chunk {
 	return c
 }
 
-// written takes out what was written, by a call that took so long.
-func (r *room) written(c chunk, took time.Duration) {
+// written takes out what was written.
+func (r *room) written(c chunk) {
 	for _, q := range c.queues {
-		q.separate(took)
 		at := make([]int, q.sending)
 		for i := range at {
 			at[i] = i
@@ -332,31 +345,11 @@ func (r *room) written(c chunk, took time.Duration) {
 }
 
 // failed keeps what could not be written, behind the other users' items: one that fails again and again must not
-// hold them up.
-func (r *room) failed(c chunk, took time.Duration) {
+// hold them up. It may have been applied all the same: it has the same instant again.
+func (r *room) failed(c chunk) {
 	for _, q := range c.queues {
-		q.separate(took) // it may have been applied all the same
 		q.sending = 0
 		r.order.MoveToBack(q.place)
-	}
-}
-
-// rounding is what is lost of an instant on its way, which is in whole milliseconds.
-const rounding = 2 * time.Millisecond
-
-// separate keeps the order of a session's items in the live state, which goes by their instants: an item's age is
-// taken when it is sent, so its instant may become later by the time on the way. What waits behind it must not
-// become stale by that.
-func (q *queue) separate(took time.Duration) {
-	for i := range q.sending {
-		sent := &q.items[i].beat
-		latest := sent.At.Add(took + rounding)
-		for k := q.sending; k < len(q.items); k++ {
-			next := &q.items[k].beat
-			if next.Session == sent.Session && next.At.After(sent.At) && next.At.Before(latest) {
-				next.At = latest
-			}
-		}
 	}
 }
 

@@ -150,7 +150,7 @@ func TestWhatALaterItemReplaces(t *testing.T) {
 			if got := show(kept(t, r, tt.add)); got != tt.want {
 				t.Errorf("%s: %s waits, want %s", tt.add, got, tt.want)
 			}
-			r.written(takeAll(t, r), 0)
+			r.written(takeAll(t, r))
 			if r.items != 0 || r.sessions != 0 || r.bytes != 0 || len(r.users) != 0 || r.order.Len() != 0 {
 				t.Errorf("something is left: %+v", r)
 			}
@@ -177,7 +177,7 @@ func TestWhatIsBeingWrittenStays(t *testing.T) {
 	if got := show(kept(t, r, "b2 b3")); got != "b1 b3" {
 		t.Fatalf("%s waits", got)
 	}
-	r.failed(c, 0)
+	r.failed(c)
 	if got := show(r.users["u"].items); got != "b1 b3" {
 		t.Fatalf("%s waits after a failure", got)
 	}
@@ -210,21 +210,30 @@ func TestOrderOfTickets(t *testing.T) {
 	}
 }
 
-// The time that a write takes makes nothing stale that waits behind it.
-func TestTimeOnTheWay(t *testing.T) {
+// TestBeatsOfAQueueFollow: they are ordered by the broker's clock, which is compared with no other.
+func TestBeatsOfAQueueFollow(t *testing.T) {
 	t.Parallel()
-	took := 5*time.Second - rounding
-	r := newRoom(10, 1<<20)
-	kept(t, r, "b10 l11 b12 l16 B11 l9")
-	r.written(r.take(false, 1, nil), took)
-	if got := show(r.users["u"].items); got != "l15 b15 l16 B11 l9" { // l9 was older, and stays so
-		t.Errorf("%s waits", got)
+	at := func(received, enqueued int) *item {
+		it := itemOfBeat(presence.Beat{User: "u", Session: "s", At: noon.Add(time.Duration(received) * time.Second)})
+		if enqueued != 0 {
+			it.beat.Enqueued = noon.Add(time.Hour + time.Duration(enqueued)*time.Second)
+		}
+		return &it
 	}
-	r = newRoom(10, 1<<20)
-	kept(t, r, "b10 l11")
-	r.failed(r.take(false, 1, nil), took)
-	if got := show(r.users["u"].items); got != "b10 l15" {
-		t.Errorf("%s waits", got)
+	for _, tt := range []struct {
+		first, next *item
+		want        bool
+	}{
+		{at(1, 0), at(1, 0), true},
+		{at(2, 0), at(1, 0), false},
+		{at(2, 1), at(1, 1), true},
+		{at(1, 2), at(2, 1), false},
+		{at(1, 0), at(2, 1), false},
+		{at(1, 1), at(2, 0), false},
+	} {
+		if got := tt.first.follows(tt.next); got != tt.want {
+			t.Errorf("%v, enqueued %v, then %v, enqueued %v: %v", tt.first.beat.At, tt.first.beat.Enqueued, tt.next.beat.At, tt.next.beat.Enqueued, got)
+		}
 	}
 }
 
@@ -246,7 +255,7 @@ func TestTake(t *testing.T) {
 			}
 		}
 		took = append(took, fmt.Sprint(len(c.items)))
-		r.written(c, 0)
+		r.written(c)
 	}
 	// 6 beats before leaves, at most 4 at a time; then as far as each user's order lets.
 	if got := strings.Join(took, " "); got != "4 2 4 1 1" {

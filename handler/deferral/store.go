@@ -331,22 +331,20 @@ func (s *Store) write(ctx context.Context, leaves bool, away Away) (int, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	began := time.Now()
 	stale, err := s.send(ctx, leaves, c.items)
-	took := time.Since(began)
 	_, open := anyAway(s.away(), c.items, func(it *item) string { return it.beat.User })
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		s.room.written(c, took)
+		s.room.written(c)
 		s.waiting.Store(int64(s.room.items))
 		s.stats.Written += int64(len(c.items))
 		s.stats.Stale += stale
 		s.failures, s.shrink = 0, s.shrink/2
 		return len(c.items), nil
 	}
-	s.room.failed(c, took)
+	s.room.failed(c)
 	s.stats.Failed++
 	if !open {
 		// Redis answers others, so it may be one of these items: smaller chunks let the rest pass.

@@ -557,7 +557,7 @@ func TestJunk(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		due := []redis.Z{{Score: 1, Member: "no-slash"}, {Score: 2, Member: "ghost/default"}, {Score: 3, Member: "a/b/c"}, {Score: 4, Member: "/"}, {Score: 5, Member: ""}, {Score: 6, Member: "\xff/\x00"}}
+		due := []redis.Z{{Score: 1, Member: "no-slash"}, {Score: 2, Member: "ghost/default"}, {Score: 3, Member: "a b/c"}, {Score: 4, Member: "/"}, {Score: 5, Member: ""}, {Score: 6, Member: "\xff/\x00"}}
 		if err := b.raw.ZAdd(ctx, b.key(p, "due"), due...).Err(); err != nil {
 			t.Fatal(err)
 		}

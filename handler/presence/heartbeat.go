@@ -20,8 +20,12 @@ type Beat struct {
 	Meta json.RawMessage
 	// Seq orders the writers of one session name (0 to MaxSeq); nil does not.
 	Seq *int64
-	// At is when the beat was received, or its message enqueued: its age is counted from here.
+	// At is when this process received the beat, with a monotonic reading; zero stands for when the store is called.
 	At time.Time
+	// Enqueued is when the broker took in the message that the beat came with, by the broker's clock; zero for a beat that
+	// came over no queue. Where it is set the beat is dated by it, as if the clock were that of Redis, and by At only while
+	// it waits in memory.
+	Enqueued time.Time
 	// Traceparent is the W3C trace context of the request.
 	Traceparent string
 }

@@ -11,7 +11,7 @@ type Leave struct {
 	User, Session string
 	// Seq orders the writers of one session name (0 to MaxSeq); nil does not.
 	Seq *int64
-	// At is when the leave was received: its age is counted from here.
+	// At is when this process received the leave, with a monotonic reading; zero stands for when the store is called.
 	At time.Time
 	// Traceparent is the W3C trace context of the request.
 	Traceparent string

@@ -11,7 +11,8 @@ import (
 type store interface {
 	Heartbeats(ctx context.Context, beats []Beat) ([]BeatOutcome, error)
 	Leaves(ctx context.Context, leaves []Leave) ([]LeaveOutcome, error)
-	// Users returns what the live state knows of the users, nil for one that it does not know.
+	// Users returns what the live state knows of the users, nil for one that it does not know. One that is Stale it cannot
+	// read now.
 	Users(ctx context.Context, ids []string) ([]*User, error)
 }
 

@@ -66,10 +66,11 @@ func (t *Tracker) archived(ctx context.Context, live []*User, ids []string, stal
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(archiveReads)
 	for i, u := range live {
-		if u != nil {
+		if u != nil && !u.Stale {
 			users[i] = *u
 			continue
 		}
+		stale := stale || u != nil
 		g.Go(func() (err error) {
 			defer func() { // outside of this goroutine nobody could recover it
 				if p := recover(); p != nil {

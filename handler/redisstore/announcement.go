@@ -13,22 +13,37 @@ var announcements = []string{"MOVING", "MIGRATING", "MIGRATED", "FAILING_OVER", 
 
 // introduce tells a new connection our name and, where it is for commands, asks for announcements: the end of the
 // greeting. Servers that have none refuse, as do those whose user may not set a name.
-func (c *Client) introduce(ctx context.Context, conn *redis.Conn) error {
-	_, err := conn.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		pipe.ClientSetName(ctx, c.name)
-		if !c.endpoint.Unannounced && ctx.Value(oneDial{}) == nil {
-			// Where a server moves to it need not say: its name leads there.
-			pipe.ClientMaintNotifications(ctx, true, "none")
+func (c *Client) introduce(node string) func(context.Context, *redis.Conn) error {
+	return func(ctx context.Context, conn *redis.Conn) error {
+		subscription := ctx.Value(oneDial{}) != nil
+		var now *redis.TimeCmd
+		sent := time.Now()
+		_, err := conn.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			pipe.ClientSetName(ctx, c.name)
+			if subscription {
+				return nil
+			}
+			if !c.endpoint.Unannounced {
+				// Where a server moves to it need not say: its name leads there.
+				pipe.ClientMaintNotifications(ctx, true, "none")
+			}
+			now = pipe.Time(ctx)
+			return nil
+		})
+		if err != nil && !isReply(err) {
+			return err
+		}
+		if now != nil {
+			// Where TIME is refused, the scripts cannot ask for it either, and tell why.
+			if t, err := now.Result(); err == nil {
+				c.clock(node).learn(t, time.Microsecond, sent, time.Now())
+			}
+		}
+		if g := greetingOf(ctx); g != nil {
+			g.done = time.Now()
 		}
 		return nil
-	})
-	if err != nil && !isReply(err) {
-		return err
 	}
-	if g := greetingOf(ctx); g != nil {
-		g.done = time.Now()
-	}
-	return nil
 }
 
 // announced takes the announcements of one server.

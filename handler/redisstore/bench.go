@@ -1,13 +1,11 @@
 package redisstore
 
 import (
-	"time"
-
 	"userconnectivity/handler/presence"
 )
 
 // ScriptCall is one call of a script with everything that it takes, so that any client of Redis can make it.
-// cmd/bench measures the store against clients that do no more than that.
+// cmd/bench measures the store against clients that do no more than that. Beats are dated by when the script runs.
 type ScriptCall struct {
 	// Text is the whole script.
 	Text string
@@ -27,7 +25,11 @@ func (s *Store) RenewCall(beats []presence.Beat) ScriptCall {
 	for i := range beats {
 		items[i] = s.prepared(&beats[i])
 	}
-	c := s.renewal(chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition }), len(items))
+	for _, it := range items {
+		it.at = whenRun
+	}
+	c := renewal{chunks: chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })}
+	c.call = s.renewalCall(c.chunks, len(items), 0)
 	call := ScriptCall{Text: renewText}
 	for _, key := range c.keys {
 		call.Keys = append(call.Keys, valueOf(key).(string))
@@ -49,6 +51,9 @@ func valueOf(v any) any {
 	return v
 }
 
+// whenRun stands for the time at which a script runs: it takes no later one.
+const whenRun int64 = -10_000_000_000_000
+
 // OutboxKey returns the key of the outbox of a user's partition.
 func (s *Store) OutboxKey(user string) string { return s.keys.outbox(s.keys.partition(user)) }
 
@@ -56,10 +61,11 @@ func (s *Store) OutboxKey(user string) string { return s.keys.outbox(s.keys.part
 // ReadHeartbeat reads its answers.
 func (s *Store) HeartbeatCall(beats []presence.Beat) ScriptCall {
 	c := s.scriptCall(heartbeatText, beats, 9)
+	c.Args = append(c.Args, 0)
 	for i := range beats {
 		it := s.prepared(&beats[i])
 		c.Keys = append(c.Keys, it.userKey, it.leaseKey)
-		c.Args = append(c.Args, it.beat.User, it.beat.Session, it.ttlSeconds, it.graceSeconds, it.age,
+		c.Args = append(c.Args, it.beat.User, it.beat.Session, it.ttlSeconds, it.graceSeconds, whenRun,
 			it.seq, it.groups, it.meta, it.beat.Traceparent)
 	}
 	return c
@@ -71,7 +77,7 @@ func ReadHeartbeat(answer string) (presence.BeatOutcome, error) { return beatOut
 // scriptCall begins a call, with room for the keys and arguments of the beats.
 func (s *Store) scriptCall(text string, beats []presence.Beat, argsPerBeat int) ScriptCall {
 	shared := s.shared[s.keys.partition(beats[0].User)]
-	c := ScriptCall{Text: text, Keys: make([]string, 0, len(shared)+2*len(beats)), Args: make([]any, 0, len(s.args)+argsPerBeat*len(beats))}
+	c := ScriptCall{Text: text, Keys: make([]string, 0, len(shared)+2*len(beats)), Args: make([]any, 0, len(s.args)+1+argsPerBeat*len(beats))}
 	for _, key := range shared {
 		c.Keys = append(c.Keys, key.(string))
 	}
@@ -82,6 +88,5 @@ func (s *Store) scriptCall(text string, beats []presence.Beat, argsPerBeat int) 
 func (s *Store) prepared(b *presence.Beat) *beatItem {
 	it := &beatItem{beat: *b}
 	it.prepare(s)
-	it.ageAt(s, time.Now())
 	return it
 }

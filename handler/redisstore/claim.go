@@ -30,8 +30,8 @@ func (d Due) Full() bool { return len(d.Members) == maxItems }
 func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
 	calls := make([]*call, len(partitions))
 	for n, p := range partitions {
-		calls[n] = s.newCall(dueScript, p, 0, 1)
-		calls[n].args = append(calls[n].args, maxItems)
+		calls[n] = s.newCall(dueScript, p, 0, 2)
+		calls[n].args = append(calls[n].args, maxItems, s.later.pass(p, time.Now()))
 	}
 	fault := s.runBehind(ctx, calls...)
 	found := make([]Due, 0, len(partitions))
@@ -79,6 +79,8 @@ type Claims struct {
 	Lost int
 	// Quarantined were deadlines of sessions that no record knows.
 	Quarantined int
+	// Later wait for a process of a later version, which alone can end them.
+	Later int
 }
 
 // Claim ends the sessions that Due found, unless they were renewed meanwhile: each with one event in the
@@ -86,12 +88,16 @@ type Claims struct {
 // what it claimed in the partitions that did answer.
 func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	var calls []*call
+	var partitions []int // of the calls
+	var claims Claims
 	for _, d := range due {
-		if len(d.Members) == 0 {
-			continue
-		}
 		c := s.newCall(claimScript, d.Partition, len(d.Members), 2)
+		waiting := 0
 		for _, m := range d.Members {
+			if laterMember(m) {
+				waiting++
+				continue
+			}
 			user, session, ok := cutMember(m)
 			if ok {
 				c.keys = append(c.keys, s.keys.user(d.Partition, user), s.keys.lease(d.Partition, user, session))
@@ -101,29 +107,37 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 			}
 			c.args = append(c.args, m, len(user))
 		}
-		calls = append(calls, c)
+		claims.Later += waiting
+		s.later.found(d.Partition, waiting, time.Now())
+		if waiting < len(d.Members) {
+			calls, partitions = append(calls, c), append(partitions, d.Partition)
+		}
 	}
-	var claims Claims
 	if len(calls) == 0 {
 		return claims, nil
 	}
 	fault := s.runBehind(ctx, calls...)
-	for _, c := range calls {
+	for n, c := range calls {
 		replies, err := c.replies((len(c.keys) - 4) / 2)
 		if err != nil {
 			fault = cmp.Or(fault, fmt.Errorf("read the claims: %w", err))
 			continue
 		}
+		waiting := 0
 		for _, r := range replies {
 			switch late, _ := r.(int64); {
 			case late == -1:
 				claims.Lost++
 			case late == -2:
 				claims.Quarantined++
+			case late == -3:
+				waiting++
 			default:
 				claims.Late = append(claims.Late, time.Duration(late)*time.Millisecond)
 			}
 		}
+		claims.Later += waiting
+		s.later.found(partitions[n], waiting, time.Now())
 	}
 	return claims, fault
 }

@@ -94,6 +94,7 @@ type Client struct {
 	patience   sync.Map // node -> *patience
 	faults     standing
 	evictions  evictions
+	clocks     sync.Map // node -> *clock
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -263,7 +264,9 @@ func (c *Client) dial(ctx context.Context) (*live, error) {
 	if err != nil {
 		return nil, c.endpoint.diagnoseGreeting(err)
 	}
-	cluster := redis.NewClusterClient(clusterOptions(opt, slots))
+	options := clusterOptions(opt, slots)
+	options.NewClient = c.newNode
+	cluster := redis.NewClusterClient(options)
 	cluster.AddHook(once{})
 	cluster.OnNewNode(func(node *redis.Client) { c.attend(node.Options().Addr, node) })
 	known, err := c.newPrimaries(ctx, cluster)
@@ -300,7 +303,7 @@ func (c *Client) options() (*redis.Options, error) {
 	// What go-redis does with maintenance notifications opens a second connection before the first is closed, and
 	// waits longer for answers than we do: we ask for them ourselves.
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	opt.DisableIdentity, opt.OnConnect = true, c.introduce // it has what is asked of each connection in one round trip
+	opt.DisableIdentity, opt.OnConnect = true, c.introduce("") // it has what is asked of each connection in one round trip
 	return opt, nil
 }
 

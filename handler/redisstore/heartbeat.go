@@ -28,7 +28,7 @@ type beatItem struct {
 	userKey, leaseKey, special, seq string
 	groups, meta                    string
 	ttlSeconds, graceSeconds        int64
-	age, left                       int64
+	at                              int64
 
 	renewed bool // renew.lua did it
 	outcome presence.BeatOutcome
@@ -54,14 +54,21 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		items[i].prepare(s)
 		pointers[i] = &items[i]
 	}
+	var waits error // one waits for a later version; the others are applied
 	for from := 0; from < len(items); from += bulkSlice {
 		slice := pointers[from:min(from+bulkSlice, len(items))]
-		if err := s.bulk(ctx, func() error {
+		err := s.bulk(ctx, func() error {
 			s.applyBeats(ctx, slice)
 			return firstErr(slice)
-		}); err != nil {
+		})
+		if err == errLater {
+			waits = err
+		} else if err != nil {
 			return nil, err
 		}
+	}
+	if waits != nil {
+		return nil, waits
 	}
 	for i := range items {
 		outcomes[i] = items[i].outcome
@@ -69,13 +76,14 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 	return outcomes, nil
 }
 
-func firstErr(items []*beatItem) error {
+// firstErr returns the first fault of the items, errLater only where there is no other.
+func firstErr(items []*beatItem) (err error) {
 	for _, it := range items {
-		if it.err != nil {
-			return it.err
+		if it.err != nil && (err == nil || err == errLater) {
+			err = it.err
 		}
 	}
-	return nil
+	return err
 }
 
 // heartbeat applies one beat by way of the lane.
@@ -130,10 +138,8 @@ func (s *Store) flushBeats(items []*beatItem) {
 // applyBeats applies the beats of the items, in order for each user: first renew.lua, which does the usual
 // case, then heartbeat.lua for what is left. A beat with an error may have been applied.
 func (s *Store) applyBeats(ctx context.Context, items []*beatItem) {
-	now := time.Now()        // one for all, so that beats of one instant have one age
 	var full map[string]bool // users of whom a beat says more than that they live: no later one may overtake it
 	for _, it := range items {
-		it.ageAt(s, now)
 		if it.groups != keepGroups || it.meta != "" {
 			if full == nil {
 				full = map[string]bool{}
@@ -164,8 +170,8 @@ func only(items []*beatItem, wanted func(*beatItem) bool) (some []*beatItem) {
 	return some
 }
 
-// prepare makes the scripts' arguments from the beat, but for those that ageAt makes. The caller of the lane does it,
-// so that Redis does not wait for it.
+// prepare makes the scripts' arguments from the beat, but for its date. The caller of the lane does it, so that Redis does
+// not wait for it.
 func (it *beatItem) prepare(s *Store) {
 	b := &it.beat
 	it.partition = s.keys.partition(b.User)
@@ -182,12 +188,6 @@ func (it *beatItem) prepare(s *Store) {
 	}
 }
 
-// ageAt makes the arguments that depend on when they are sent.
-func (it *beatItem) ageAt(s *Store, now time.Time) {
-	it.age = s.age(now, it.beat.At)
-	it.left = (it.ttlSeconds+it.graceSeconds)*1000 - it.age
-}
-
 // unless returns what a script gets for a value: "" for the usual one.
 func unless(usual bool, value string) string {
 	if usual {
@@ -199,6 +199,7 @@ func unless(usual bool, value string) string {
 // renewal is a call of renew.lua, with the chunks in it.
 type renewal struct {
 	*call
+	*dating
 	chunks []chunk[*beatItem]
 }
 
@@ -220,21 +221,33 @@ func (s *Store) renewals(chunks []chunk[*beatItem], together bool) []renewal {
 			r.chunks = append(r.chunks, ch)
 			beats += len(ch.items)
 		}
-		r.call = s.renewal(r.chunks, beats)
+		s.renewal(&r, beats)
 		all = append(all, r)
 	}
 	return all
 }
 
-func (s *Store) renewal(chunks []chunk[*beatItem], beats int) *call {
-	c := &call{script: renewScript, keys: make([]any, 0, 2*(len(chunks)+beats)), args: make([]any, 0, 1+len(chunks)+2*beats)}
-	c.args = append(c.args, s.args[1])
+// renewal dates the beats of a renewal and makes its call.
+func (s *Store) renewal(r *renewal, beats int) {
+	r.dating = s.clockOf(r.chunks[0].partition).dating()
+	for _, ch := range r.chunks {
+		for _, it := range ch.items {
+			it.at = r.received(it.beat.At, it.beat.Enqueued)
+		}
+	}
+	r.call = s.renewalCall(r.chunks, beats, r.dating)
+}
+
+// renewalCall makes the call of renew.lua for so many beats; moved is by how many ms their dates must be moved.
+func (s *Store) renewalCall(chunks []chunk[*beatItem], beats int, moved any) *call {
+	c := &call{script: renewScript, keys: make([]any, 0, 2*(len(chunks)+beats)), args: make([]any, 0, 2+len(chunks)+2*beats)}
+	c.args = append(c.args, s.args[1], moved)
 	for _, ch := range chunks {
 		c.keys = append(c.keys, s.shared[ch.partition][:2]...)
 		c.args = append(c.args, len(ch.items))
 		for _, it := range ch.items {
 			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.left, &it.special)
+			c.args = append(c.args, &it.at, &it.special)
 		}
 	}
 	return c
@@ -295,7 +308,8 @@ func (r renewal) read() error {
 	}
 	for _, ch := range r.chunks {
 		n := numbers{}
-		now := n.parse(line(), 0)
+		told, offset, _ := strings.Cut(line(), ",")
+		now, ahead := n.parse(told, 0), n.parse(offset, 0)
 		for _, it := range ch.items {
 			text := line()
 			if text == "" {
@@ -303,7 +317,7 @@ func (r renewal) read() error {
 			}
 			epoch, seq, _ := strings.Cut(text, ",")
 			it.outcome = presence.BeatOutcome{
-				Change: presence.ChangeRenewed, Status: presence.Online, Epoch: n.parse(epoch, 0), ExpiresAt: time.UnixMilli(now + it.left).UTC(),
+				Change: presence.ChangeRenewed, Status: presence.Online, Epoch: n.parse(epoch, 0), ExpiresAt: time.UnixMilli(r.applied(it.at, now) + ahead + (it.ttlSeconds+it.graceSeconds)*1000).UTC(),
 			}
 			if seq != "" {
 				last := n.parse(seq, 0)
@@ -313,35 +327,40 @@ func (r renewal) read() error {
 				return fmt.Errorf("a number cannot be read in the answer %q", text)
 			}
 		}
+		if !n.bad {
+			r.learn(now)
+		}
 	}
 	return nil
 }
 
 // beat runs heartbeat.lua.
 func (s *Store) beat(ctx context.Context, items []*beatItem) {
-	now := time.Now()
 	chunks := chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })
 	calls := make([]*call, len(chunks))
 	for n, ch := range chunks {
-		c := s.newCall(heartbeatScript, ch.partition, len(ch.items), 9)
+		c := s.newDatedCall(heartbeatScript, ch.partition, len(ch.items), 9)
 		for _, it := range ch.items {
-			it.age = s.age(now, it.beat.At) // it has grown since renew.lua
+			it.at = c.dating.received(it.beat.At, it.beat.Enqueued)
 			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.age,
+			c.args = append(c.args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.at,
 				&it.seq, &it.groups, &it.meta, &it.beat.Traceparent)
 		}
 		calls[n] = c
 	}
 	_ = s.run(ctx, calls...) // each call has its own error
 	for n, ch := range chunks {
-		replies, err := calls[n].replies(len(ch.items))
+		replies, err := calls[n].datedReplies(len(ch.items))
 		for k, it := range ch.items {
 			if err != nil {
 				it.err = fmt.Errorf("apply %d beats: %w", len(ch.items), err)
 				continue
 			}
 			text, _ := replies[k].(string)
-			it.outcome, it.err = beatOutcome(text)
+			if it.outcome, it.err = beatOutcome(text); it.err == errLater {
+				s.later.refused.Add(1)
+				s.later.tell("the record of a user with a heartbeat")
+			}
 		}
 	}
 }
@@ -354,6 +373,9 @@ func beatOutcome(text string) (o presence.BeatOutcome, err error) {
 	due, seq, ok := strings.Cut(rest, ",")
 	if !ok {
 		return o, fmt.Errorf("unexpected answer %q", text)
+	}
+	if change == "later" {
+		return o, errLater
 	}
 	o.Change, o.Status = presence.Change(change), presence.Offline
 	if online == "1" {

@@ -35,12 +35,12 @@ func TestChunks(t *testing.T) {
 	t.Parallel()
 	const partitions = 5
 	rng := rand.New(rand.NewPCG(1, 2))
-	store := New(nil, Config{Partitions: partitions})
+	store := New(NewClient(Endpoint{}, "chunks", nil), Config{Partitions: partitions})
 	for _, n := range []int{0, 1, 2, maxItems, maxItems + 1, 1000, 3 * maxItems * partitions} {
 		items := make([]*beatItem, n)
 		for i := range items {
 			// The last partition has none, and one has most.
-			items[i] = &beatItem{partition: min(rng.IntN(10), partitions-2), age: int64(i)}
+			items[i] = &beatItem{partition: min(rng.IntN(10), partitions-2), at: int64(i)}
 		}
 		chunks := chunksOf(items, partitions, func(it *beatItem) int { return it.partition })
 		inOrder := func(chunks []chunk[*beatItem]) (total int) {
@@ -51,10 +51,10 @@ func TestChunks(t *testing.T) {
 					t.Errorf("a chunk of %d items has %d", n, len(ch.items))
 				}
 				for _, it := range ch.items {
-					if it.partition != ch.partition || it.age < last[ch.partition] {
-						t.Fatalf("item %d of partition %d comes in a chunk of %d after %d", it.age, it.partition, ch.partition, last[ch.partition])
+					if it.partition != ch.partition || it.at < last[ch.partition] {
+						t.Fatalf("item %d of partition %d comes in a chunk of %d after %d", it.at, it.partition, ch.partition, last[ch.partition])
 					}
-					last[ch.partition] = it.age
+					last[ch.partition] = it.at
 				}
 				total += len(ch.items)
 			}
@@ -176,7 +176,7 @@ func TestUnexpectedAnswers(t *testing.T) {
 		nil, int64(3), "", "1700000000000", "1700000000000\n5\n6\n7", "x\n5\n6", "1700000000000\nx\n6", "1700000000000\n5,x\n6",
 		[]any{"1700000000000", "5", "6"},
 	} {
-		r := renewal{call: &call{cmd: redis.NewCmd(context.Background())}, chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
+		r := renewal{call: &call{cmd: redis.NewCmd(context.Background())}, dating: newClock().dating(), chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
 		r.cmd.SetVal(answer)
 		if err := r.read(); err == nil {
 			t.Errorf("%v was read as %+v", answer, *r.chunks[0].items[0])

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
@@ -170,12 +169,12 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 func TestAPanicInAFlushEndsIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.store.age = func(_, _ time.Time) int64 { panic("no clock") }
+	b.store.clockOf = func(int) *clock { panic("no clock") }
 	beat := []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}}
 	if _, err := b.store.Heartbeats(t.Context(), beat); presence.KindOf(err) != presence.Internal || !strings.Contains(err.Error(), "no clock") {
 		t.Fatal(err)
 	}
-	b.store.age = ageMillis
+	b.store.clockOf = b.store.clockOfServer
 	if out, err := b.store.Heartbeats(t.Context(), beat); err != nil || out[0].Change != presence.ChangeOnline {
 		t.Fatal(out, err)
 	}

@@ -205,7 +205,7 @@ func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 		leases: rng.IntN(8) > 0, enact: rng.IntN(4) > 0, bulk: 2 + rng.IntN(8),
 	}
 	s.store = New(b.client, Config{Prefix: fmt.Sprintf("m%d:", number), Partitions: 1, LeaseKeys: s.leases})
-	s.store.age = func(_, at time.Time) int64 { return still.Sub(at).Milliseconds() }
+	s.store.clockOf = func(int) *clock { return stillClock() }
 	s.m.life = s.store.args[0].(string)
 	users := 1 + rng.IntN(5)
 	s.names = []string{presence.DefaultSession, "a", "tab:~1=+-|@._", "z"}[:1+rng.IntN(4)]
@@ -350,6 +350,12 @@ type batch[T any] struct {
 
 // still is when every item of a model test is sent: the time between making and sending it is no part of a scenario.
 var still = time.UnixMilli(1_700_000_000_000)
+
+// stillClock is a clock that dates what is sent at still by the clock of the rig's Redis.
+func stillClock() *clock {
+	distance := time.Duration(stillAt) * time.Millisecond
+	return &clock{dial: dial{begun: still, known: true, distance: distance, before: distance}}
+}
 
 // aged gives each item the time that makes it as old as it should be.
 func (b batch[T]) aged(at func(*T) *time.Time) []T {

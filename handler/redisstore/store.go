@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ type Config struct {
 	// LeaseKeys keeps a key with a time to live for each session, for other clients of Redis. Nothing of ours
 	// reads it; off saves its memory.
 	LeaseKeys bool
+	// Log gets a line when something of a later version is met for the first time; nil for none.
+	Log *slog.Logger
 }
 
 // Store is the live state. It is safe for concurrent use and does no I/O before its first call.
@@ -39,16 +42,17 @@ type Store struct {
 	// shared are KEYS 1 to 4 of each partition's scripts, and args ARGV 1 and 2.
 	shared [][4]any
 	args   [2]any
-	// age is how long ago an item came in, in whole ms.
-	age   func(now, at time.Time) int64
-	beats *lane[*beatItem]
-	reads *lane[*readItem]
-	bulks chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
+	// clockOf returns the clock by which what goes to a partition is dated.
+	clockOf func(partition int) *clock
+	beats   *lane[*beatItem]
+	reads   *lane[*readItem]
+	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
 	// background is held by the call of the sweep or the relay that uses the one connection to a single server: requests,
 	// which share it, wait for one of them at most.
 	background chan struct{}
 	checked    atomic.Bool // the recorded number of partitions was compared with ours
 	apart      atomic.Bool // the server refused a script with keys of several partitions
+	later      later
 }
 
 // New returns a Store on the shared client.
@@ -64,12 +68,13 @@ func New(c *Client, cfg Config) *Store {
 		client: c,
 		keys:   newKeys(cfg.Prefix, cfg.Partitions),
 		args:   [2]any{rand.Text()[:10], leases},
-		age:    ageMillis,
 		bulks:  make(chan struct{}, 1), background: make(chan struct{}, 1),
 	}
 	for p := range cfg.Partitions {
 		s.shared = append(s.shared, s.keys.shared(p))
 	}
+	s.clockOf = s.clockOfServer
+	s.later.log, s.later.passed = cfg.Log, make([]passed, cfg.Partitions)
 	s.beats, s.reads = newLane(s.flushBeats), newLane(s.flushReads)
 	return s
 }
@@ -92,14 +97,23 @@ func (s *Store) LeasePartition(key string) (int, bool) { return s.keys.leasePart
 type call struct {
 	script     *redis.Script
 	keys, args []any
+	dating     *dating // of a call with items that are dated
 	cmd        *redis.Cmd
 	err        error // set by run
 }
 
 // newCall begins a call of a script on partition p, with room for items of two keys and argsPerItem args each.
 func (s *Store) newCall(script *redis.Script, p, items, argsPerItem int) *call {
-	c := &call{script: script, keys: make([]any, 0, 4+2*items), args: make([]any, 0, 2+argsPerItem*items)}
+	c := &call{script: script, keys: make([]any, 0, 4+2*items), args: make([]any, 0, 3+argsPerItem*items)}
 	c.keys, c.args = append(c.keys, s.shared[p][:]...), append(c.args, s.args[:]...)
+	return c
+}
+
+// newDatedCall is newCall for a script that takes when its items were received. Its answers end with the server's time.
+func (s *Store) newDatedCall(script *redis.Script, p, items, argsPerItem int) *call {
+	c := s.newCall(script, p, items, argsPerItem)
+	c.dating = s.clockOf(p).dating()
+	c.args = append(c.args, c.dating)
 	return c
 }
 
@@ -125,6 +139,20 @@ func (c *call) replies(n int) ([]any, error) {
 		return nil, fmt.Errorf("%d answers to %d items", len(replies), n)
 	}
 	return replies, nil
+}
+
+// datedReplies is replies for a call of newDatedCall.
+func (c *call) datedReplies(n int) ([]any, error) {
+	replies, err := c.replies(n + 1)
+	if err != nil {
+		return nil, err
+	}
+	now, ok := replies[n].(int64)
+	if !ok {
+		return nil, fmt.Errorf("%v instead of the server's time", replies[n])
+	}
+	c.dating.learn(now)
+	return replies[:n], nil
 }
 
 // run sends the calls in one round trip. A script that the server does not know yet is loaded and only the
@@ -249,14 +277,6 @@ func (s *Store) checkPartitions(ctx context.Context, client redis.UniversalClien
 	}
 	s.checked.Store(true)
 	return nil
-}
-
-// ageMillis is how long ago an item came in, in whole milliseconds, 0 for one from the future.
-func ageMillis(now, at time.Time) int64 {
-	if at.IsZero() {
-		return 0
-	}
-	return max(now.Sub(at).Milliseconds(), 0)
 }
 
 // millis reads a script's time in ms, "" for none.

@@ -25,7 +25,7 @@ type readItem struct {
 }
 
 // Users reads the records of users; nil for a user without one, or with a record that says no more than that
-// a leave came. Concurrent calls share a round trip.
+// a leave came. Of a user whose record only a later version can read it says no more than Stale. Concurrent calls share a round trip.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
 	if err := s.client.ready(); err != nil {
 		return nil, err
@@ -74,13 +74,13 @@ func (s *Store) readUsers(ctx context.Context, items []*readItem) error {
 	s.client.exec(ctx, pipe)
 	for _, it := range items {
 		if it.err == nil {
-			it.users, it.err = parseUsers(it.ids, it.gets)
+			it.users, it.err = s.parseUsers(it.ids, it.gets)
 		}
 	}
 	return nil
 }
 
-func parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error) {
+func (s *Store) parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error) {
 	users := make([]*presence.User, len(ids))
 	for i, get := range gets {
 		record, err := get.Result()
@@ -89,6 +89,12 @@ func parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error)
 			continue
 		case err != nil:
 			return nil, unavailable(err)
+		}
+		if laterRecord(record) {
+			s.later.unread.Add(1)
+			s.later.tell("a user record")
+			users[i] = &presence.User{ID: ids[i], Stale: true}
+			continue
 		}
 		// A record that cannot be read is no record, as in lua/state.lua; the next write puts it in quarantine.
 		if u, ok := parseRecord(ids[i], record); ok && u.Epoch > 0 {
@@ -103,7 +109,7 @@ func parseRecord(id, record string) (u presence.User, ok bool) {
 	lines := strings.Split(record, "\n")
 	head, ok := strings.CutPrefix(lines[0], "a")
 	fields := strings.Split(head, ",")
-	if !ok || len(fields) != 1 && len(fields) != 4 {
+	if !ok || len(fields) != 1 && len(fields) < 4 {
 		return u, false
 	}
 	fields = append(fields, "", "", "")
@@ -114,7 +120,7 @@ func parseRecord(id, record string) (u presence.User, ok bool) {
 	}
 	seen := n.parse(fields[2], 0)
 	for _, line := range lines[1:] {
-		if line == "" || line[0] == '-' {
+		if line == "" || line[0] == '-' || laterLine(line) {
 			continue
 		}
 		f := strings.SplitN(line[1:], ",", 8) // last, ttl, session, start, grace, due, seq, meta
@@ -133,8 +139,8 @@ func parseRecord(id, record string) (u presence.User, ok bool) {
 		}
 		last := u.Epoch + n.parse(f[0], 0)
 		s.ExpiresAt = time.UnixMilli(last + n.parse(f[5], (s.TTL+s.Grace).Milliseconds())).UTC()
-		if f[7] != "" {
-			s.Meta = json.RawMessage(f[7])
+		if meta, _ := splitMeta(f[7]); meta != "" {
+			s.Meta = json.RawMessage(meta)
 		}
 		u.Sessions = append(u.Sessions, s)
 		seen = max(seen, last)
@@ -164,8 +170,8 @@ func (n *numbers) parse(s string, empty int64) int64 {
 
 // Ping reports whether Redis runs our scripts and fits our settings, and if not, which setting to change.
 func (s *Store) Ping(ctx context.Context) error {
-	c := s.newCall(dueScript, 0, 0, 1)
-	c.args = append(c.args, 1)
+	c := s.newCall(dueScript, 0, 0, 2)
+	c.args = append(c.args, 1, 0)
 	if err := s.run(ctx, c); err != nil {
 		return unavailable(s.client.endpoint.diagnose(err))
 	}

@@ -43,6 +43,13 @@ func (b beatBody) beat(at time.Time, trace string) presence.Beat {
 	return beat
 }
 
+// queuedBeat is a beat that came over a queue.
+func (b beatBody) queuedBeat(enqueued time.Time) presence.Beat {
+	beat := b.beat(time.Now(), "")
+	beat.Enqueued = enqueued
+	return beat
+}
+
 // receiptBody answers a heartbeat.
 type receiptBody struct {
 	User             string          `json:"user"`

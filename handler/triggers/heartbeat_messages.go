@@ -20,8 +20,8 @@ type sender interface {
 }
 
 // HeartbeatQueue is the functions HeartbeatMessages and HeartbeatDeadLetters: beats that come over the queue
-// "heartbeats", and those of them that the broker gave up. heartbeatsIn says what a message may be. Its age counts from
-// when it was enqueued.
+// "heartbeats", and those of them that the broker gave up. heartbeatsIn says what a message may be. It is dated by when
+// the broker enqueued it.
 type HeartbeatQueue struct {
 	Tracker beater
 	Sender  sender
@@ -88,7 +88,7 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 			work.reject(m, 0, m.Body, err)
 			continue
 		}
-		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.beat(m.EnqueuedAt, "") })
+		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(m.EnqueuedAt) })
 		for i, beat := range beats {
 			work.left = append(work.left, queuedBeat{from: m, index: at[i], text: string(items[at[i]]), beat: beat})
 		}

@@ -201,7 +201,7 @@ func numbers(t *testing.T, v any) any {
 		if err != nil {
 			t.Fatalf("%s: %v", v, err)
 		}
-		return new(big.Float).SetFloat64(f + 0).Text('g', 400) // -0 and 0 are equal
+		return new(big.Float).SetFloat64(f+0).Text('g', 400) // -0 and 0 are equal
 	}
 	return v
 }

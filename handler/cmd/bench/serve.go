@@ -104,11 +104,12 @@ func (s *naiveStore) Heartbeats(ctx context.Context, beats []presence.Beat) ([]p
 	outcomes := make([]presence.BeatOutcome, len(beats))
 	for i := range beats {
 		call := s.layout.HeartbeatCall(beats[i : i+1])
-		answers, err := s.script.EvalSha(ctx, s.client, call.Keys, call.Args...).StringSlice()
-		if err != nil || len(answers) != 1 {
+		answers, err := s.script.EvalSha(ctx, s.client, call.Keys, call.Args...).Slice()
+		if err != nil || len(answers) != 2 { // the beat's, and the server's time
 			return nil, fmt.Errorf("apply a heartbeat: %d answers, %w", len(answers), err)
 		}
-		if outcomes[i], err = redisstore.ReadHeartbeat(answers[0]); err != nil {
+		answer, _ := answers[0].(string)
+		if outcomes[i], err = redisstore.ReadHeartbeat(answer); err != nil {
 			return nil, err
 		}
 	}

@@ -346,7 +346,7 @@ func (b *benchmark) call(beats, over int) redisstore.ScriptCall {
 		}
 		c := b.layouts[p].RenewCall(some)
 		if p > 0 {
-			c.Args = c.Args[1:] // the first is of the whole call
+			c.Args = c.Args[2:] // the first two are of the whole call
 		}
 		all = redisstore.ScriptCall{Text: c.Text, Keys: append(all.Keys, c.Keys...), Args: append(all.Args, c.Args...)}
 	}

@@ -2,9 +2,9 @@
 -- KEYS  from 5, two a candidate: user record, lease. For a member that names no session: the meta key twice.
 -- ARGV  from 3, two a candidate: member of the index, length of the user in it (0 when it names no session).
 -- RETURN one integer a candidate: how late it was claimed in ms (0 and more), -1 it is not due
---       any more, -2 it was put in quarantine.
+--       any more, -2 it was put in quarantine, -3 only a later version can end it.
 
-local call, match, sub, tonumber = redis.call, string.match, string.sub, tonumber
+local call, match, sub, find_text, tonumber = redis.call, string.match, string.sub, string.find, tonumber
 local results = {}
 
 -- claim ends the session of any candidate.
@@ -12,8 +12,10 @@ local function claim(user_key, lease_key, member, user, session)
   local score = tonumber(call('ZSCORE', DUE, member) or nil)
   if not score or score > now then return -1 end
   local u = user ~= '' and load(user_key)
+  if u and u.later then return -3 end
   local s = u and find(u.live, session)
   if not s then
+    if u and #u.rest > 0 then return -3 end -- the session may be in a line that only a later version can read
     -- The record alone says who is online, and it does not know this session: nobody goes offline.
     quarantine(DUE, 'deadline of an unknown session', member)
     call('ZREM', DUE, member)
@@ -39,6 +41,8 @@ local function usual(raw, user, session, score)
   local old, more, last = match(raw, SHORT)
   if not old then old, more, last, name, start, seq, meta = match(raw, LONG) end
   if not old or not life or (name == '' and 'default' or name) ~= session then return nil end
+  -- Fields of a later version may follow meta.
+  if meta ~= '' and (sub(meta, 1, 1) ~= '{' or find_text(meta, '},', 1, true)) then return nil end
   local seen, groups = '', ''
   if more ~= '' then
     seen, groups = match(more, '^,%d*,(%d*),([^,]*)$')

@@ -10,6 +10,15 @@ do
   clock = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- received is when a beat or leave came in, by this server's clock without any offset: never later than now. The script
+-- may run long after. A negative time is a broker's, who took the message in then. Any other is the sender's idea of
+-- this clock; it must be moved by what the sender has learnt since.
+local function received(at, moved)
+  if at < 0 then at = -at else at = at + moved end
+  if at > clock then return clock end
+  return at
+end
+
 -- beat_was_accepted stamps the pulse of a partition, at most once a second. It tells the sweep that beats get in: a
 -- gap between pulses is a gap of ingress.
 local function beat_was_accepted(meta, life, now, pulse)

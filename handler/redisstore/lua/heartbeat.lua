@@ -1,15 +1,19 @@
 -- Applies heartbeats, in order: renews or starts a session each. renew.lua does the usual case faster.
 -- KEYS  from 5, two a beat: user record, lease.
--- ARGV  from 3, nine a beat: user, session, ttl s, grace s, age ms, seq or '', groups ('*' keeps, '' clears,
---       else ids with blanks between), meta ('' keeps, '{}' clears), traceparent.
--- RETURN one string a beat, with commas between: change (online, started, renewed, stale, full), 1 when the
---       user is online, epoch or '', due or '', the session's last seq or ''.
+-- ARGV  3 by how many ms the times of receipt must be moved; from 4, nine a beat: user, session, ttl s, grace s, when it
+--       was received in ms (see received in clock.lua), seq or '', groups ('*' keeps, '' clears, else ids with blanks
+--       between), meta ('' keeps, '{}' clears), traceparent.
+-- RETURN one string a beat, with commas between: change (online, started, renewed, stale, full, later for a record that
+--       only a later version may change), 1 when the user is online, epoch or '', due or '', the session's last seq or ''. Then the time of the server in ms.
 
-local function beat(user_key, lease_key, user, session, ttl, grace, age, seq, groups, meta, trace)
+local MOVED = tonumber(ARGV[3])
+
+local function beat(user_key, lease_key, user, session, ttl, grace, at, seq, groups, meta, trace)
   local u = load(user_key)
+  if u.later then return 'later,0,,,' end
   local s = find(u.live, session)
   local prior = s or find(u.ended, session)
-  local instant = now - age
+  local instant = received(at, MOVED) + offset
   local due = instant + (ttl + grace) * 1000
   local function answer(change)
     return change .. (#u.live > 0 and ',1,' or ',0,') .. (u.epoch or '') .. ',' .. (s and s.due or '') .. ',' ..
@@ -49,11 +53,12 @@ local function beat(user_key, lease_key, user, session, ttl, grace, age, seq, gr
 end
 
 local results = {}
-local a, k = 3, 5
+local a, k = 4, 5
 while ARGV[a] do
   results[#results + 1] = beat(KEYS[k], KEYS[k + 1], ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3]),
     tonumber(ARGV[a + 4]), ARGV[a + 5], ARGV[a + 6], ARGV[a + 7], ARGV[a + 8])
   a, k = a + 9, k + 2
 end
 beat_was_accepted(META, life, now, pulse)
+results[#results + 1] = clock
 return results

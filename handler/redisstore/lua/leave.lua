@@ -1,11 +1,16 @@
 -- Applies leaves, in order: ends a session at once or, where it has a grace, moves its deadline forward.
 -- KEYS  from 5, two a leave: user record, lease.
--- ARGV  from 3, five a leave: user, session, age ms, seq or '', traceparent.
--- RETURN one string a leave: left, leaving (in its grace), stale, unknown.
+-- ARGV  3 by how many ms the times of receipt must be moved; from 4, five a leave: user, session, when it was received
+--       in ms (see received in clock.lua), seq or '', traceparent.
+-- RETURN one string a leave: left, leaving (in its grace), stale, unknown; later for a record that only a later version
+--       may change. Then the time of the server in ms.
 
-local function leave(user_key, lease_key, user, session, age, seq, trace)
+local MOVED = tonumber(ARGV[3])
+
+local function leave(user_key, lease_key, user, session, at, seq, trace)
   local u = load(user_key)
-  local instant = now - age
+  if u.later then return 'later' end
+  local instant = received(at, MOVED) + offset
   local s = find(u.live, session)
   local prior = s or find(u.ended, session)
   if stale(prior, instant, seq) then return 'stale' end
@@ -28,9 +33,10 @@ local function leave(user_key, lease_key, user, session, age, seq, trace)
 end
 
 local results = {}
-local a, k = 3, 5
+local a, k = 4, 5
 while ARGV[a] do
   results[#results + 1] = leave(KEYS[k], KEYS[k + 1], ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), ARGV[a + 3], ARGV[a + 4])
   a, k = a + 5, k + 2
 end
+results[#results + 1] = clock
 return results

@@ -6,10 +6,11 @@
 local META, DUE, OUTBOX, QUARANTINE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local LEASES = ARGV[2] == '1'
 
-local now, life, generation, floor, pulse
+local now, offset, life, generation, floor, pulse
 do
   local m = redis.call('HMGET', META, 'life', 'generation', 'floor', 'pulse', 'offset')
-  now = clock + (tonumber(m[5] or 0) or 0)
+  offset = tonumber(m[5] or 0) or 0
+  now = clock + offset
   life, generation = m[1], tonumber(m[2] or 0) or 0
   floor, pulse = tonumber(m[3] or 0) or 0, tonumber(m[4] or 0) or 0
 end

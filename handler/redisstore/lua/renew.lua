@@ -3,11 +3,12 @@
 -- partitions, where all are on one server; a partition with a fault is left to heartbeat.lua as well, which tells it.
 --
 -- KEYS  for each partition: meta hash, deadline index; then two a beat: user record, lease.
--- ARGV  1 '1' to keep lease keys; then for each partition: how many beats; and two a beat: ms left until the deadline;
---       '' for the usual beat, else ttl s ('' for 45), session ('' for default), grace s ('' for 0), seq or '', with
+-- ARGV  1 '1' to keep lease keys; 2 by how many ms the times of receipt must be moved; then for each partition: how many
+--       beats; and two a beat: when it was received in ms (see received in clock.lua); '' for the usual beat, else ttl s ('' for 45), session ('' for default), grace s ('' for 0), seq or '', with
 --       commas between.
--- RETURN a string with one line for each partition, its time in ms, and one for each of its beats: epoch, and after a
---       comma the session's last seq where it has one; or nothing where heartbeat.lua must do it.
+-- RETURN a string with one line for each partition, the time of the server in ms and the partition's offset, with a comma
+--       between, and one for each of its beats: epoch, and after a comma the session's last seq where it has one; or
+--       nothing where heartbeat.lua must do it.
 
 local call, try, match, sub, type, tonumber = redis.call, redis.pcall, string.match, string.sub, type, tonumber
 local LEASES = ARGV[1] == '1'
@@ -16,11 +17,13 @@ local LEASES = ARGV[1] == '1'
 local SHORT = '^(a(%d+)[^\n]*\n)%+(%-?%d*),?%d*$'
 local LONG = '^(a(%d+)[^\n]*\n)%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
 
-local now, index, member_at -- of the partition
+local MOVED = tonumber(ARGV[2])
+
+local now, offset, index, member_at -- of the partition
 local left_out = {}         -- user records whose beats are not applied here: later ones must not overtake earlier ones
 
-local function renew(user_key, lease_key, left, special)
-  if tonumber(left) <= 0 or left_out[user_key] then return '' end
+local function renew(user_key, lease_key, at, special)
+  if left_out[user_key] then return '' end
   local raw = try('GET', user_key)
   if type(raw) ~= 'string' then return '' end
   local start, meta, last_seq = '', '', ''
@@ -38,8 +41,10 @@ local function renew(user_key, lease_key, left, special)
   elseif session ~= '' then
     return ''
   end
-  local due = now + left
-  local instant = due - hold - epoch -- after the epoch, as the record counts
+  local instant = received(tonumber(at), MOVED) + offset
+  local due = instant + hold
+  if due <= now then return '' end
+  instant = instant - epoch -- as the record counts
   if instant < (tonumber(last) or 0) then return '' end
   if seq == '' then
     seq = last_seq
@@ -55,21 +60,22 @@ local function renew(user_key, lease_key, left, special)
     line = line .. ',' .. ttl
   end
   call('SET', user_key, line)
-  if LEASES then call('SET', lease_key, '1', 'PX', left) end
+  if LEASES then call('SET', lease_key, '1', 'PX', due - now) end
   if seq ~= '' then return epoch .. ',' .. seq end
   return epoch
 end
 
 local lines = {}
-local n, k, a = 0, 1, 2
+local n, k, a = 0, 1, 3
 while ARGV[a] do
   local meta = KEYS[k]
   local m = try('HMGET', meta, 'life', 'pulse', 'offset')
   local life = m[1] -- nil for an error, too
-  now, index = clock + (tonumber(m[3] or 0) or 0), KEYS[k + 1]
+  offset, index = tonumber(m[3] or 0) or 0, KEYS[k + 1]
+  now = clock + offset
   member_at = #meta + 3 -- a lease key is the meta key with lease/<member> in the place of meta
   n = n + 1
-  lines[n] = now
+  lines[n] = clock .. ',' .. offset
   local beats = tonumber(ARGV[a])
   k, a = k + 2, a + 1
   for _ = 1, beats do
