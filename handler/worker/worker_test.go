@@ -547,7 +547,8 @@ func TestDeadLetters(t *testing.T) {
 		t.Fatal("the batch succeeded")
 	}
 	letters := []worker.Delivery{
-		delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1), {Body: "junk", MessageID: "m-1"},
+		delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1),
+		{Body: "junk", MessageID: "m-1"},
 		{Body: "torn", MessageID: unknown.ID + ":r2"},
 	}
 	for i := range letters {
