@@ -86,10 +86,27 @@ func TestIDs(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ü", 128)
 	items := []rejects.Item{
-		{}, {Body: "b"}, {Index: 1}, {Sequence: "1"}, {Sequence: "11"}, {Sequence: "1", Index: 1},
-		{MessageID: "a"}, {MessageID: "a", Index: 1}, {MessageID: "a", Index: 10}, {MessageID: "a/1"}, {MessageID: "a/1", Index: 1},
-		{MessageID: "a", Body: "b"}, {MessageID: "a", Sequence: "7", Body: "b"}, {MessageID: "a", Sequence: "8", Body: "b"},
-		{MessageID: long}, {MessageID: long, Body: "b"}, {MessageID: long + "x"}, {MessageID: "\xff"}, {MessageID: "\xfe"}, {MessageID: "a\n"}, {MessageID: "a "},
+		{},
+		{Body: "b"},
+		{Index: 1},
+		{Sequence: "1"},
+		{Sequence: "11"},
+		{Sequence: "1", Index: 1},
+		{MessageID: "a"},
+		{MessageID: "a", Index: 1},
+		{MessageID: "a", Index: 10},
+		{MessageID: "a/1"},
+		{MessageID: "a/1", Index: 1},
+		{MessageID: "a", Body: "b"},
+		{MessageID: "a", Sequence: "7", Body: "b"},
+		{MessageID: "a", Sequence: "8", Body: "b"},
+		{MessageID: long},
+		{MessageID: long, Body: "b"},
+		{MessageID: long + "x"},
+		{MessageID: "\xff"},
+		{MessageID: "\xfe"},
+		{MessageID: "a\n"},
+		{MessageID: "a "},
 	}
 	seen := map[string]rejects.Item{}
 	for _, item := range items {

@@ -67,6 +67,38 @@ func wait(ctx context.Context, d time.Duration, away func() bool) bool {
 	return true
 }
 
+// Limit ends a context early when a part of a batch fails for itself. While nothing of a batch succeeds, its sinks are
+// away and all that waits behind it could not be done either. But where others succeed, the rest holds them up: the batch
+// fails sooner then, and what is behind it comes along with the next delivery.
+type Limit struct {
+	cancel context.CancelFunc
+	timer  *time.Timer
+}
+
+// maxPartial is how long a batch is held once a part of it is done.
+const maxPartial = 15 * time.Second
+
+// WithLimit returns a context that Partly ends.
+func WithLimit(ctx context.Context) (context.Context, *Limit) {
+	ctx, cancel := context.WithCancel(ctx)
+	return ctx, &Limit{cancel: cancel}
+}
+
+// Partly tells that a part of the batch is done: the context ends 15 s after the first call.
+func (l *Limit) Partly() {
+	if l.timer == nil {
+		l.timer = time.AfterFunc(maxPartial, l.cancel)
+	}
+}
+
+// End releases what the limit holds.
+func (l *Limit) End() {
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.cancel()
+}
+
 // Reserve returns a context that ends a little before ctx: a tenth of the time that ctx has left, at most 10 s. What is
 // left is for telling of what failed. Without a deadline it is ctx itself.
 func Reserve(ctx context.Context) (context.Context, context.CancelFunc) {

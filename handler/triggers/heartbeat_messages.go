@@ -78,8 +78,8 @@ func (q HeartbeatQueue) deadLetters(ctx context.Context, batch []message) error 
 
 // apply applies the beats of a batch. A batch that failed comes back at once, so while a fault passes the batch waits
 // here and tries again, until ctx ends. What can never succeed is put aside with its reason, once all other beats are
-// applied, so that a batch that comes again rejects nothing twice. When the time is over the batch fails, also at its
-// last delivery: what was applied already is renewed once more or stale the next time.
+// applied, so that a batch that comes again rejects nothing twice. When the time is over, which comes sooner where only a
+// part of the beats fails (retry.Limit), the batch fails, also at its last delivery: what was applied already is renewed once more or stale the next time.
 func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 	work := beatsAtWork{size: presence.MaxBatch}
 	for _, m := range batch {
@@ -96,9 +96,15 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 			work.reject(m, u.Index, string(items[u.Index]), errors.New(u.Detail))
 		}
 	}
+	most, limit := retry.WithLimit(ctx)
+	defer limit.End()
 	waited := false
-	err := beatBackoff.Do(ctx, q.Away, func() error {
-		err := q.write(ctx, &work)
+	err := beatBackoff.Do(most, q.Away, func() error {
+		before := len(work.left)
+		err := q.write(most, &work)
+		if len(work.left) < before {
+			limit.Partly()
+		}
 		if err != nil && !waited {
 			waited = true
 			logger(ctx).WarnContext(ctx, "heartbeats of a queue wait for a fault to pass and are tried again", "heartbeats", len(work.left), "error", err)

@@ -26,7 +26,7 @@ func (b *bench) rejectedItems() map[string]queue.Message {
 }
 
 // impatient gives batches little time.
-func impatient(h *triggers.Handlers) { h.BatchTime = time.Second }
+func impatient(h *triggers.Handlers) { h.BatchTime = 2 * time.Second }
 
 func TestHeartbeatMessages(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +88,7 @@ type item struct {
 	began    time.Time
 	ended    time.Time // zero until it is applied, found to be of no concern, or poison
 	note     string    // the detail of the end
+	applied  bool      // or found to be older than the record
 	logged   bool
 	panics   int
 	// poison says why the item can never succeed, fault why it did not succeed the last time.
@@ -97,7 +99,7 @@ type item struct {
 // or fail as a whole (design D14), and a failed one comes back at once. So while a fault passes (presence.Passing) the
 // batch waits here and tries again. An event that can never succeed is logged as dead and goes to the queue's -rejected
 // queue, once everything else of the batch is done, so that what is delivered again is not rejected twice. When the
-// time is over the batch fails: all of it is delivered again, and what was done already changes nothing.
+// time is over, which comes sooner where only a part of the batch fails (retry.Limit), the batch fails: all of it is delivered again, and what was done already changes nothing.
 func (w *Worker) Process(ctx context.Context, batch []Delivery) error {
 	items := make([]*item, len(batch))
 	for i, d := range batch {
@@ -153,9 +155,14 @@ func (w *Worker) item(d Delivery, delivery int) *item {
 func (w *Worker) work(ctx context.Context, items []*item) error {
 	most, done := retry.Reserve(ctx)
 	defer done()
+	most, limit := retry.WithLimit(most)
+	defer limit.End()
 	told := false
 	err := backoff.Do(most, nil, func() error {
 		w.applyAll(most, items)
+		if slices.ContainsFunc(items, func(it *item) bool { return it.applied }) {
+			limit.Partly()
+		}
 		err := errors.Join(w.logEnded(most, items), faultOf(items))
 		if err != nil && !told {
 			told = true
@@ -210,7 +217,7 @@ func (w *Worker) apply(ctx context.Context, it *item) {
 	if applied, it.fault = w.users.Apply(ctx, it.event); it.fault != nil {
 		return
 	}
-	it.ended = time.Now()
+	it.applied, it.ended = true, time.Now()
 	if !applied {
 		it.note = strings.TrimPrefix(it.note+"; changed nothing: this event, or a newer one of the user, was applied before", "; ")
 	}

@@ -49,6 +49,9 @@ func setup(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
+	if err := b.store.Ping(t.Context()); err != nil { // it is open before the time of a batch begins
+		t.Fatal(err)
+	}
 	b.work = worker.New(b, b, b, codec, queue.Destinations{Events: "events-topic", Routes: "cart:*=carts"}, maxDelivery, slog.New(slog.NewTextHandler(&b.log, nil)))
 	return b
 }
@@ -102,7 +105,7 @@ func (b *bench) process(deliveries ...worker.Delivery) error {
 
 // short is a batch's own time, for what does not pass in it.
 func (b *bench) short() context.Context {
-	ctx, cancel := context.WithTimeout(b.t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
 	b.t.Cleanup(cancel)
 	return ctx
 }
@@ -547,7 +550,8 @@ func TestDeadLetters(t *testing.T) {
 		t.Fatal("the batch succeeded")
 	}
 	letters := []worker.Delivery{
-		delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1), {Body: "junk", MessageID: "m-1"},
+		delivery(t, failed, 0, 1), delivery(t, done, 0, 1), delivery(t, unknown, 0, 1),
+		{Body: "junk", MessageID: "m-1"},
 		{Body: "torn", MessageID: unknown.ID + ":r2"},
 	}
 	for i := range letters {
