@@ -159,9 +159,10 @@ type retryTransport struct {
 func (t *retryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	body := r.Body
 	if body != nil {
-		defer body.Close()
 		r = r.Clone(r.Context())
-		r.Body = io.NopCloser(body) // the transport closes the body also when it could not connect
+		// The transport closes the body also when it could not connect. The proxy closes it in the end, not this: the
+		// transport may still look for its end when the answer has begun, and would break the connection.
+		r.Body = io.NopCloser(body)
 	}
 	for try, pause := 1, firstRetryPause; ; try, pause = try+1, min(2*pause, lastRetryPause) {
 		ctx, cancel := context.WithTimeout(r.Context(), startTimeout)

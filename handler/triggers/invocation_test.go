@@ -150,15 +150,6 @@ func TestEveryFunctionAnswersWhatTheHostTakes(t *testing.T) {
 	}
 }
 
-func file(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile("testdata/invocations/" + name + ".json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
 // TestTheHostsProbe: any answer to GET / tells the host that the handler is ready.
 func TestTheHostsProbe(t *testing.T) {
 	t.Parallel()
