@@ -22,8 +22,8 @@ var (
 	// ErrProfileInvalid is returned for a profile that is not a JSON object.
 	ErrProfileInvalid = errors.New("profile is not a JSON object")
 
-	// ErrUnavailable is wrapped by an error that says that the store cannot be reached, is throttled or is
-	// locked at this moment: the same call may succeed later.
+	// ErrUnavailable is wrapped by an error that says that the store cannot be reached, is throttled or locked, or
+	// refuses this process (no right, no container) at this moment: the same call succeeds once that is mended.
 	ErrUnavailable = errors.New("event log is unavailable at this moment")
 	// ErrUnwritable is wrapped by the error of a log that cannot be written before somebody changes the deployment: its
 	// file is on a file system that is mounted read-only, or in a folder that this process may not write. Waiting does
