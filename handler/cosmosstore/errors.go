@@ -15,6 +15,7 @@ import (
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/identity"
+	"userconnectivity/handler/presence"
 )
 
 // Substatuses, the header x-ms-substatus, that tell apart what has one status.
@@ -138,6 +139,9 @@ func (e *refusal) Error() string { return e.text }
 
 // Unwrap returns the answer.
 func (e *refusal) Unwrap() error { return e.cause }
+
+// ErrorKind tells that the same request can never succeed.
+func (e *refusal) ErrorKind() presence.Kind { return presence.Invalid }
 
 // repeatable reports whether it is worth while to send the same request again at once.
 func repeatable(err error) bool {

@@ -133,7 +133,7 @@ func (s *Store) readUser(ctx context.Context, id string, session *string) (d use
 		return d, stored, err
 	}
 	if err := eventlog.Unmarshal(stored.Value, &d); err != nil {
-		return d, stored, fmt.Errorf("read user %s: what is stored cannot be read by this version: %w", id, err)
+		return d, stored, &refusal{text: fmt.Sprintf("read user %s: what is stored cannot be read by this version: %v", id, err), cause: err}
 	}
 	return d, stored, nil
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"userconnectivity/handler/presence"
 )
 
 // Errors of the stores. Those of the first group are answers; ErrUnavailable is a fault that passes.
@@ -71,6 +73,9 @@ func (e *RefusedError) Error() string {
 	}
 	return b.String()
 }
+
+// ErrorKind tells that the same write can never succeed.
+func (e *RefusedError) ErrorKind() presence.Kind { return presence.Invalid }
 
 // Unwrap returns the reasons.
 func (e *RefusedError) Unwrap() []error {

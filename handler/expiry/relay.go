@@ -392,6 +392,28 @@ func (r *Relay) State() RelayState {
 	return s
 }
 
+// Warnings says what of the relay somebody has to know or mend.
+func (l *Listener) Warnings() []string {
+	var warnings []string
+	s := l.relay.State()
+	if s.Sent > 0 && s.Fault != "" {
+		warnings = append(warnings, fmt.Sprintf("%d events were sent and wait to be logged; they stay in the outbox until then, and at most %d are sent so", s.Sent, l.relay.limits.processEvents))
+	}
+	if s.Newer > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox have a form that this version does not know; they wait for a process of the version that wrote them: "+
+			"finish the roll-out, or go forward to that version again", s.Newer))
+	}
+	if n := s.QueueRefused + s.LogRefused; n > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d events were refused for good since this process began, %d by the queue (logged as dead) and %d by the event log (sent all the same); "+
+			"the last: %s. Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n, s.QueueRefused, s.LogRefused, s.Refusal))
+	}
+	if n := s.Quarantined - s.QueueRefused - s.LogRefused; n > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox could not be read, in whole or in part, since this process began: somebody else writes to this Redis. "+
+			"Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n))
+	}
+	return warnings
+}
+
 // progress returns how many events were relayed, and what fails, "" for nothing.
 func (r *Relay) progress() (relayed int64, fault string) {
 	r.mu.Lock()

@@ -54,9 +54,10 @@ type file struct {
 }
 
 func (s *Store) openFile(ctx context.Context) (_ *file, err error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+	path := *s.path.Load()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		if forbidden(err) {
-			return nil, fmt.Errorf("%w: %w", eventlog.ErrUnwritable, err)
+			return nil, fmt.Errorf("%w: %w. %s", eventlog.ErrUnwritable, err, cure)
 		}
 		return nil, fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
 	}
@@ -128,7 +129,7 @@ func (s *Store) dataSource(options url.Values) string {
 	options.Set("_synchronous", "NORMAL")
 	options.Add("_pragma", "cache_size(-16000)")           // KiB
 	options.Add("_pragma", "journal_size_limit(67108864)") // bytes: what a checkpoint leaves of a grown WAL
-	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: s.path}).EscapedPath(), RawQuery: options.Encode()}).String()
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: *s.path.Load()}).EscapedPath(), RawQuery: options.Encode()}).String()
 }
 
 // prepareSchema makes the tables in a new file, and refuses a file of a later version.
@@ -173,7 +174,7 @@ func (s *Store) classify(err error) error {
 	switch fault.Code() & 0xff { // the primary code
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM:
 		if cause := s.unwritable(); cause != nil {
-			return fmt.Errorf("%w: %w: %w", eventlog.ErrUnwritable, cause, err)
+			return fmt.Errorf("%w: %w: %w. %s", eventlog.ErrUnwritable, cause, err, cure)
 		}
 		return fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL:
@@ -185,14 +186,15 @@ func (s *Store) classify(err error) error {
 // unwritable returns why this process may not write the file or make files beside it, nil when it may or when that
 // cannot be told.
 func (s *Store) unwritable() error {
-	f, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600)
+	path := *s.path.Load()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
 		err = f.Close()
 	}
 	if forbidden(err) {
 		return err
 	}
-	f, err = os.CreateTemp(filepath.Dir(s.path), ".writable-*")
+	f, err = os.CreateTemp(filepath.Dir(path), ".writable-*")
 	if err == nil {
 		err = errors.Join(f.Close(), os.Remove(f.Name()))
 	}

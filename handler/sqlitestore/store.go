@@ -32,9 +32,13 @@ const DefaultBusyTimeout = 5 * time.Second
 // eventlog.ErrUnavailable while the file cannot be opened or stays locked, eventlog.ErrUnwritable where this process may
 // not write it at all, and eventlog.ErrClosed after Close.
 type Store struct {
-	path        string
+	usual       string
+	fallback    string // "" for none
 	retention   time.Duration
 	busyTimeout time.Duration
+
+	// path is the one in use: usual, or fallback where usual may not be written.
+	path atomic.Pointer[string]
 
 	// open guards file and closed; taking it can be given up with a context.
 	open   chan struct{}
@@ -51,10 +55,14 @@ func WithRetention(d time.Duration) Option { return func(s *Store) { s.retention
 // WithBusyTimeout sets how long a transaction waits for that of another process, in whole milliseconds.
 func WithBusyTimeout(d time.Duration) Option { return func(s *Store) { s.busyTimeout = d } }
 
+// WithFallback sets a second path, for where this process may not write the first one.
+func WithFallback(path string) Option { return func(s *Store) { s.fallback = path } }
+
 // New returns the store in the file at path. The file and its folder are made, and the file is opened, at
 // the first use; an attempt that went wrong is not remembered.
 func New(path string, options ...Option) *Store {
-	s := &Store{path: path, retention: DefaultRetention, busyTimeout: DefaultBusyTimeout, open: make(chan struct{}, 1)}
+	s := &Store{usual: path, retention: DefaultRetention, busyTimeout: DefaultBusyTimeout, open: make(chan struct{}, 1)}
+	s.path.Store(&path)
 	for _, o := range options {
 		o(s)
 	}
@@ -165,7 +173,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	}
 	var n int
 	if err := f.reader.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&n); err != nil {
-		return fmt.Errorf("read %s: %w", s.path, s.classify(err))
+		return fmt.Errorf("read %s: %w", *s.path.Load(), s.classify(err))
 	}
 	return nil
 }
@@ -189,20 +197,39 @@ func (s *Store) opened(ctx context.Context) (*file, error) {
 	case s.open <- struct{}{}:
 		defer func() { <-s.open }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("open %s: %w", s.path, ctx.Err())
+		return nil, fmt.Errorf("open %s: %w", s.usual, ctx.Err())
 	}
 	if s.closed {
 		return nil, eventlog.ErrClosed
 	}
-	if s.file == nil {
-		f, err := s.openFile(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", s.path, s.classify(err))
-		}
-		s.file = f
+	if s.file != nil {
+		return s.file, nil
 	}
-	return s.file, nil
+	err := s.openAt(ctx, s.usual)
+	if errors.Is(err, eventlog.ErrUnwritable) && s.fallback != "" {
+		if at := s.openAt(ctx, s.fallback); at != nil {
+			s.path.Store(&s.usual)
+			err = errors.Join(err, at)
+		} else {
+			err = nil
+		}
+	}
+	return s.file, err
 }
+
+// openAt opens the file at path.
+func (s *Store) openAt(ctx context.Context, path string) error {
+	s.path.Store(&path)
+	f, err := s.openFile(ctx)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, s.classify(err))
+	}
+	s.file = f
+	return nil
+}
+
+// Path returns the path of the file that is in use, and the one that it was meant to have.
+func (s *Store) Path() (path, usual string) { return *s.path.Load(), s.usual }
 
 // write runs do in a transaction of the writer. do may still run when ctx has ended and nobody waits for it any more,
 // so it shares nothing with the caller.

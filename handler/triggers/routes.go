@@ -28,6 +28,8 @@ type Handlers struct {
 	Listener supervisor
 	Health   healthChecker
 	Metrics  meter
+	// Complete reports whether the event log that this process asks may have all events; nil is that it may.
+	Complete func() bool
 	Version  string
 	Log      *slog.Logger
 }
@@ -65,8 +67,8 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/api/leave", leave(h.Tracker))                                  // Leave
 		r.Delete("/api/users/{user}/sessions/{session}", endSession(h.Tracker)) // EndSession
 		r.Get("/api/users/{user}", user(h.Tracker))                             // User
-		r.Get("/api/users/{user}/events", userEvents(h.Events))                 // UserEvents
-		r.Get("/api/events/{id}", event(h.Events))                              // Event
+		r.Get("/api/users/{user}/events", userEvents(h.Events, h.Complete))     // UserEvents
+		r.Get("/api/events/{id}", event(h.Events, h.Complete))                  // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
 		r.Get("/api/health", health(h.Health, h.Version))                       // Health
 		r.Get("/api/openapi.json", openAPIDocument)                             // OpenApi
