@@ -141,10 +141,10 @@ func newRecords(cfg config.Config, who *identity.Identity) recordStore {
 	if cfg.CosmosEndpoint == "" {
 		const name = "events.db"
 		var options []sqlitestore.Option
-		if cfg.SpareDir != "" {
-			options = append(options, sqlitestore.WithFallback(filepath.Join(cfg.SpareDir, name)))
+		if spare := cfg.SpareDir(); spare != "" {
+			options = append(options, sqlitestore.WithFallback(filepath.Join(spare, name)))
 		}
-		return sqlitestore.NewEmbedded(sqlitestore.New(filepath.Join(cfg.DataDir, name), options...), cfg.LogPerInstance)
+		return sqlitestore.NewEmbedded(sqlitestore.New(filepath.Join(cfg.DataDir, name), options...), cfg.LogPerInstance())
 	}
 	c := cosmosstore.Config{Endpoint: cfg.CosmosEndpoint, Key: cosmosstore.Secret(cfg.CosmosKey), Database: cfg.CosmosDatabase}
 	if cfg.CosmosKey == "" {

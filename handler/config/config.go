@@ -74,12 +74,8 @@ type Config struct {
 	CosmosDatabase string
 	// LocalQueueURL is the embedded broker of the local host (LOCAL_QUEUE_URL).
 	LocalQueueURL string
-	// DataDir is where the embedded event log lives (DATA_DIR, default .data), and SpareDir where it lives if the default
-	// may not be written, as in a package that is mounted read-only; "" when DATA_DIR is set.
-	DataDir, SpareDir string
-	// LogPerInstance tells that the event log is embedded and each of several instances has its own: on Azure
-	// (WEBSITE_INSTANCE_ID is set) or with MAX_INSTANCES set, unless that is 1.
-	LogPerInstance bool
+	// DataDir is where the embedded event log lives (DATA_DIR, default .data).
+	DataDir string
 	// LogLevel is the least level that is logged (LOG_LEVEL: debug, info, warn, error; default info).
 	LogLevel slog.Level
 	// App and Instance name this process in Redis, in events and in logs (WEBSITE_SITE_NAME, WEBSITE_INSTANCE_ID).
@@ -118,7 +114,6 @@ func FromEnv(lookup func(string) (string, bool)) (Config, error) {
 		Instance:             r.text("WEBSITE_INSTANCE_ID", hostname()),
 		Listener:             !r.boolean("AzureWebJobs_ExpirationListener_Disabled", false),
 	}
-	c.embeddedLog(lookup)
 	if err := errors.Join(r.problems...); err != nil {
 		return Config{}, fmt.Errorf("settings: %w", err)
 	}

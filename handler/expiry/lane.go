@@ -190,6 +190,13 @@ func (l *lane) olderThan(age time.Duration, now time.Time) (ids []string) {
 	return ids
 }
 
+// hasNewer reports whether entries of a later version are pending.
+func (l *lane) hasNewer() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.newer) > 0
+}
+
 // counts is how many events wait after the first step, and how many entries of a later version are pending.
 func (l *lane) counts() (sent, newer int) {
 	l.mu.Lock()

@@ -150,10 +150,15 @@ func (r *Relay) tend(ctx context.Context, at place) {
 		l.ring(at.step) // what a run before has left; the sweep rings for the first step
 	}
 	for ctx.Err() == nil {
+		var again <-chan time.Time
+		if at.step == 0 && l.hasNewer() {
+			again = time.After(takeOverEvery) // whether they still wait; an empty outbox rings no more
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.bells[at.step]:
+		case <-again:
 		}
 		err := r.drain(ctx, at)
 		r.note(ctx, at, err)
