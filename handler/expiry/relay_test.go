@@ -39,8 +39,10 @@ type relayRig struct {
 
 	mu   sync.Mutex
 	send func(partition int) error
-	// refuses has the queue refuse the messages of a user for good.
+	// refuses has the queue refuse the messages of a user for good. With unnamed it tells that there is one, and takes
+	// none.
 	refuses string
+	unnamed bool
 	// write is the event log; what it returns is the answer about a batch of that partition.
 	write func(ctx context.Context, partition int) error
 	sent  map[string]int // by user
@@ -135,6 +137,9 @@ func (r *relayRig) Send(_ context.Context, _ string, messages []queue.Message) e
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	refused := refusedMessages{}
+	if r.unnamed && slices.ContainsFunc(messages, func(m queue.Message) bool { return strings.HasPrefix(m.SessionID, r.refuses) }) {
+		return &presence.Error{Kind: presence.Invalid, Message: "too large"}
+	}
 	for _, m := range messages {
 		if r.refuses != "" && strings.HasPrefix(m.SessionID, r.refuses) {
 			refused[m.ID] = "too large"

@@ -1,12 +1,15 @@
 package expiry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
 )
@@ -128,15 +131,10 @@ func (r *Relay) sendTo(ctx context.Context, to string, items []*item) (refusals 
 		}
 		messages = append(messages, m)
 	}
-	if len(messages) > 0 {
-		err = r.sendMessages(ctx, to, messages)
-	}
-	var refused refuser
-	if errors.As(err, &refused) {
-		for id, reason := range refused.Refused() {
-			refusals[id] = reason
-		}
-		err = nil
+	if r.isRoute(to) {
+		err = r.sendToRoute(ctx, to, messages, refusals)
+	} else {
+		err = r.sendMessages(ctx, to, messages, refusals)
 	}
 	if err != nil {
 		return nil, err
@@ -148,19 +146,35 @@ func (r *Relay) sendTo(ctx context.Context, to string, items []*item) (refusals 
 	return refusals, nil
 }
 
-func (r *Relay) sendMessages(ctx context.Context, to string, messages []queue.Message) error {
-	if !r.isRoute(to) {
-		return r.sender.Send(ctx, to, messages)
-	}
+// sendToRoute sends messages to the queue of a route, and remembers how it went.
+func (r *Relay) sendToRoute(ctx context.Context, to string, messages []queue.Message, refusals map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
 	defer cancel()
-	err := r.sender.Send(ctx, to, messages)
-	if refused := refuser(nil); errors.As(err, &refused) {
-		r.noteRoute(ctx, to, nil)
-	} else {
-		r.noteRoute(ctx, to, err)
-	}
+	err := r.sendMessages(ctx, to, messages, refusals)
+	r.noteRoute(ctx, to, err)
 	return err
+}
+
+// sendMessages sends messages, and adds to refusals those that the queue can never take, with the reason. Where a sender
+// tells only that there is one, and sends none, halves of them are sent until it is found.
+func (r *Relay) sendMessages(ctx context.Context, to string, messages []queue.Message, refusals map[string]string) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	err := r.sender.Send(ctx, to, messages)
+	var refused refuser
+	switch {
+	case errors.As(err, &refused):
+		maps.Copy(refusals, refused.Refused())
+	case presence.KindOf(err) != presence.Invalid:
+		return err
+	case len(messages) == 1:
+		refusals[messages[0].ID] = err.Error()
+	default:
+		half := len(messages) / 2
+		return cmp.Or(r.sendMessages(ctx, to, messages[:half], refusals), r.sendMessages(ctx, to, messages[half:], refusals))
+	}
+	return nil
 }
 
 // encode makes the message of an event. None of today's is too large for a queue, whose least limit is 256 KiB (tier

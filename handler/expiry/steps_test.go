@@ -179,13 +179,13 @@ func TestOthersLeaveWhatIsInHand(t *testing.T) {
 // is not lost on the other way.
 func TestRefusedForGood(t *testing.T) {
 	t.Parallel()
-	for name, byQueue := range map[string]bool{"by the queue": true, "by the log": false} {
+	for name, byQueue := range map[string]bool{"by the queue": true, "by the queue, which does not say which": true, "by the log": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server, prefix := testkit.Shared(t)
 			r := newRelayRig(t, server, prefix, "", 1)
 			if byQueue {
-				r.refuses = "odd"
+				r.refuses, r.unnamed = "odd", strings.Contains(name, "not say")
 			} else {
 				id := presence.EventID("odd00000", "default", presence.UserOnline, 5)
 				r.writes(func(context.Context, int) error {
