@@ -108,6 +108,7 @@ func build(cfg config.Config, log *slog.Logger) (*app, error) {
 		Listener: a,
 		Health:   a,
 		Metrics:  a,
+		Complete: a.logIsComplete,
 		Version:  version,
 		Log:      log,
 	})
@@ -141,7 +142,12 @@ func redisEndpoint(cfg config.Config, who *identity.Identity) redisstore.Endpoin
 // newRecords chooses the event log: Cosmos DB where an account is set, else a file.
 func newRecords(cfg config.Config, who *identity.Identity) recordStore {
 	if cfg.CosmosEndpoint == "" {
-		return sqlitestore.New(filepath.Join(cfg.DataDir, "events.db"))
+		const name = "events.db"
+		var options []sqlitestore.Option
+		if spare := cfg.SpareDir(); spare != "" {
+			options = append(options, sqlitestore.WithFallback(filepath.Join(spare, name)))
+		}
+		return sqlitestore.NewEmbedded(sqlitestore.New(filepath.Join(cfg.DataDir, name), options...), cfg.LogPerInstance())
 	}
 	c := cosmosstore.Config{Endpoint: cfg.CosmosEndpoint, Key: cosmosstore.Secret(cfg.CosmosKey), Database: cfg.CosmosDatabase}
 	if cfg.CosmosKey == "" {
@@ -301,6 +307,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 	})
 	g.Go(func() error {
 		a.subscribe(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		a.tellLog(ctx)
 		return nil
 	})
 	if cfg.Listener {

@@ -214,6 +214,8 @@ func (a *app) eventLogPart(ctx context.Context) triggers.Part {
 	part := triggers.Part{"status": "ok"}
 	if err := a.records.Ping(ctx); err != nil {
 		part["status"], part["detail"] = "degraded", err.Error()
+	} else if log := a.embeddedLog(); log != nil && len(log.Warnings()) > 0 {
+		part["status"], part["detail"] = "degraded", strings.Join(log.Warnings(), "; ")
 	}
 	if charged, ok := a.records.(interface {
 		Charges() map[string]cosmosstore.Charge
@@ -277,6 +279,8 @@ func (a *app) listenerPart(context.Context) triggers.Part {
 		part["status"], part["detail"] = "degraded", "expired keys of EXPIRATION_ROUTES are lost: "+s.Foreign.Error
 	case s.RelayError != "":
 		part["status"], part["detail"] = "degraded", "events wait in the outbox: "+s.RelayError
+	case len(a.listener.Warnings()) > 0:
+		part["status"], part["detail"] = "degraded", strings.Join(a.listener.Warnings(), "; ")
 	case s.Oldest > worryingWait:
 		part["status"], part["detail"] = "degraded", "the oldest event has waited "+s.Oldest.Round(time.Second).String()+" in the outbox"
 	case subscription != nil:

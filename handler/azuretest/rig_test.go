@@ -84,6 +84,7 @@ type rig struct {
 	gate    *gate // in front of the broker
 	account *cosmosfake.Server
 	env     map[string]string
+	dir     string // where the handler is started; "" is here
 }
 
 // newRig starts everything but the handler. The queue has the properties that the deployment gives it.
@@ -142,7 +143,7 @@ func (r *rig) command(settings ...string) *exec.Cmd {
 		env[name] = value
 	}
 	cmd := exec.Command(handlerPath)
-	cmd.Env = os.Environ()
+	cmd.Dir, cmd.Env = r.dir, os.Environ()
 	for name, value := range env {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
@@ -117,7 +118,7 @@ func (s *Store) document(ctx context.Context, op operation, pk string, do onDocu
 // write is conditional or has the same outcome. It waits as long as a throttled answer asks for, unless the deadline
 // comes first.
 func call[T any](ctx context.Context, s *Store, op operation, do request[T]) (T, error) {
-	ctx = context.WithValue(ctx, kindKey{}, op.kind)
+	ctx = withRequest(ctx, op.kind)
 	faults, throttled := 0, 0
 	for {
 		answer, err := attempt(ctx, s, do)
@@ -125,12 +126,12 @@ func call[T any](ctx context.Context, s *Store, op operation, do request[T]) (T,
 			return answer, err
 		}
 		if isRefusal(err) {
-			return answer, &refusal{fmt.Sprintf("%s: the account refused the request (%d)", op.doing, responseOf(err).StatusCode), err}
+			return answer, &refusal{fmt.Sprintf("%s: the account refused the request (%d)", op.doing, status(err)), err}
 		}
 		var delay time.Duration
 		again := false
 		switch {
-		case ctx.Err() != nil || !passes(err):
+		case ctx.Err() != nil || !repeatable(err):
 		case isStatus(err, http.StatusTooManyRequests):
 			throttled++
 			delay, again = retryAfter(err), throttled <= maxThrottled
@@ -222,7 +223,59 @@ func (s *Store) Charges() map[string]Charge {
 	return charges
 }
 
-type kindKey struct{}
+// inRequest is what is known of a request of call, whose context has it: the official client sends it again by itself.
+type inRequest struct {
+	kind string
+
+	mu       sync.Mutex
+	ofRegion int // answers of isOfRegion
+	fault    error
+}
+
+type requestKey struct{}
+
+func withRequest(ctx context.Context, kind string) context.Context {
+	return context.WithValue(ctx, requestKey{}, &inRequest{kind: kind})
+}
+
+// requestOf returns the request of a context, an empty one where it has none.
+func requestOf(ctx context.Context) *inRequest {
+	if r, ok := ctx.Value(requestKey{}).(*inRequest); ok {
+		return r
+	}
+	return &inRequest{}
+}
+
+// failed remembers why an attempt got no answer. That its time was over tells nothing.
+func (r *inRequest) failed(err error) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = err
+}
+
+func (r *inRequest) lastFault() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fault
+}
+
+// maxOfRegion bounds the answers of isOfRegion that the official client sees for one request. It looks for the regions
+// anew at each, waits a second and sends the request again, 120 times: longer than any caller waits.
+const maxOfRegion = 1
+
+// enough reports whether the official client saw enough of such answers, and counts this one.
+func (r *inRequest) enough(answer *http.Response) bool {
+	if !isOfRegion(answer.StatusCode, answer.Header.Get("x-ms-substatus")) {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ofRegion++
+	return r.ofRegion > maxOfRegion
+}
 
 type meter struct {
 	mu      sync.Mutex
@@ -249,7 +302,7 @@ func (m *meter) add(kind string, answer *http.Response) {
 }
 
 // transport sees every request of a client: it counts the charges, learns that the account was reached, and ends
-// requests when the store is closed.
+// requests when the store is closed. It also bounds how often the official client sends a request again by itself.
 type transport struct {
 	store  *Store
 	client *client
@@ -263,12 +316,14 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(r.Context())
 	stop := context.AfterFunc(t.store.life, cancel)
 	answer, err := t.store.config.Transport.RoundTrip(r.WithContext(ctx))
+	request := requestOf(r.Context())
 	if err != nil {
 		stop()
 		cancel()
+		request.failed(err)
 		return nil, err
 	}
-	kind, _ := r.Context().Value(kindKey{}).(string)
+	kind := request.kind
 	if r.URL.Path == "" || r.URL.Path == "/" {
 		kind = "account"
 	} else {
@@ -276,6 +331,10 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	t.store.meter.add(kind, answer)
 	answer.Body = &body{answer.Body, func() { stop(); cancel() }}
+	if request.enough(answer) {
+		// An error, where the official client would send an answer's request again.
+		return nil, runtime.NewResponseError(answer)
+	}
 	return answer, nil
 }
 

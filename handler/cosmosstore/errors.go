@@ -18,8 +18,21 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// noOwner is the substatus of a 404 for a document whose container or database does not exist.
-const noOwner = "1003"
+// Substatuses, the header x-ms-substatus, that tell apart what has one status.
+const (
+	// noOwner: 404 for a document whose container or database does not exist.
+	noOwner = "1003"
+	// noSession: 404 of a replica that has not seen the session's last write yet. It tells nothing of the document.
+	noSession = "1002"
+	// noWriteRegion: 403 of a region that takes no writes, as while the write region changes.
+	noWriteRegion = "3"
+	// noRegion: 403 of a region that does not know the account, as while a region is added or removed.
+	noRegion = "1008"
+	// keyFull: 403 for a document whose logical partition has reached its size limit.
+	keyFull = "1014"
+	// keyMismatch: 400 for a document whose container has another partition key than the request names.
+	keyMismatch = "1001"
+)
 
 // setupError is a fault of the settings or of the deployment; its text says how to mend it.
 type setupError struct{ text string }
@@ -72,15 +85,50 @@ func isStatus(err error, status int) bool {
 // there, or is another version.
 func isAnswer(err error) bool {
 	return isStatus(err, http.StatusConflict) || isStatus(err, http.StatusPreconditionFailed) ||
-		isStatus(err, http.StatusNotFound) && header(responseOf(err), "x-ms-substatus") != noOwner
+		isStatus(err, http.StatusNotFound) && substatus(err) != noOwner && substatus(err) != noSession
 }
 
-// isRefusal tells that the account does not take this request, however often it is sent.
+// isRefusal tells that this event or request is not taken, however often it is sent, while others may be.
 func isRefusal(err error) bool {
-	return isStatus(err, http.StatusBadRequest) || isStatus(err, http.StatusRequestEntityTooLarge)
+	var known *refusal
+	if errors.As(err, &known) || errors.Is(err, eventlog.ErrID) {
+		return true
+	}
+	switch status(err) {
+	case http.StatusBadRequest:
+		return substatus(err) != keyMismatch
+	case http.StatusForbidden:
+		return substatus(err) == keyFull
+	case http.StatusRequestEntityTooLarge:
+		return true
+	}
+	return false
 }
 
-// refusal is such an answer without the text of the service, which is long and repeats the request.
+// isOfRegion tells that another region takes the request, or this one in a moment: the official client then looks for
+// the regions anew.
+func isOfRegion(status int, substatus string) bool {
+	return status == http.StatusForbidden && (substatus == noWriteRegion || substatus == noRegion)
+}
+
+// status is that of the answer in err, 0 where there is none.
+func status(err error) int {
+	if answer := responseOf(err); answer != nil {
+		return answer.StatusCode
+	}
+	return 0
+}
+
+// substatus is that of the answer in err, "" where there is none.
+func substatus(err error) string {
+	if answer := responseOf(err); answer != nil {
+		return header(answer, "x-ms-substatus")
+	}
+	return ""
+}
+
+// refusal is such an answer without the text of the service, which is long and repeats the request, or a document that
+// cannot be read or written.
 type refusal struct {
 	text  string
 	cause error
@@ -95,8 +143,8 @@ func (e *refusal) Unwrap() error { return e.cause }
 // ErrorKind tells that the same request can never succeed.
 func (e *refusal) ErrorKind() presence.Kind { return presence.Invalid }
 
-// passes reports whether the same request may succeed later.
-func passes(err error) bool {
+// repeatable reports whether it is worth while to send the same request again at once.
+func repeatable(err error) bool {
 	var setup *setupError
 	if errors.As(err, &setup) || errors.Is(err, eventlog.ErrClosed) || errors.Is(err, context.Canceled) {
 		return false
@@ -106,6 +154,8 @@ func passes(err error) bool {
 		return true // no connection, no answer in time, no token
 	}
 	switch answer.StatusCode {
+	case http.StatusNotFound:
+		return substatus(err) == noSession
 	case http.StatusRequestTimeout, http.StatusGone, http.StatusTooManyRequests, 449, // 449: retry with the same request
 		http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
@@ -141,43 +191,75 @@ func session(err error) *string {
 }
 
 // explain turns the fault of a request into an error that says what is wrong and, where somebody has to act, with
-// which command. The text of the service is left out, as in a refusal.
+// which command. The text of the service is left out, as in a refusal. Whatever is wrong with the account, with the way
+// to it or with the rights there, is no fault of the request: the same one succeeds once it is mended, which a role that
+// was just assigned is by itself after minutes. So all of these are eventlog.ErrUnavailable.
 func (s *Store) explain(ctx context.Context, op operation, err error) error {
-	answer := responseOf(err)
 	var setup *setupError
 	switch {
 	case errors.Is(err, eventlog.ErrClosed) || s.life.Err() != nil:
 		return eventlog.ErrClosed
-	case errors.As(err, &setup) || errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", op.doing, err)
-	case answer == nil && s.noToken.Load() != nil:
-		cause := s.noToken.Load()
-		problem, mend := identity.Diagnose(cause.err)
-		return fmt.Errorf("%s: %w: account %s: %s; %s; it needs the role %s: %w", op.doing, eventlog.ErrUnavailable, s.account(), problem, mend, role, cause)
-	case answer == nil && errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: %w: no answer in time from %s (to see its state: az cosmosdb show --name %s --resource-group <group>"+
-			" --query provisioningState): %w", op.doing, eventlog.ErrUnavailable, s.config.Endpoint, s.account(), err)
-	case answer == nil:
-		return fmt.Errorf("%s: %w: %s cannot be reached (if COSMOS_ENDPOINT is wrong: az cosmosdb show --name %s --resource-group <group>"+
-			" --query documentEndpoint): %w", op.doing, eventlog.ErrUnavailable, s.config.Endpoint, s.account(), err)
+	case !errors.As(err, &setup):
+		err = s.diagnose(ctx, op, err)
 	}
-	status := answer.StatusCode
+	return fmt.Errorf("%s: %w: %w", op.doing, eventlog.ErrUnavailable, err)
+}
+
+// diagnose returns what is wrong and what mends it.
+func (s *Store) diagnose(ctx context.Context, op operation, err error) error {
+	answer := responseOf(err)
+	if answer == nil {
+		return s.noAnswer(ctx, err)
+	}
+	code, sub := answer.StatusCode, header(answer, "x-ms-substatus")
 	switch {
-	case status == http.StatusTooManyRequests:
-		return fmt.Errorf("%s: %w: throttled (429), the throughput of %s is used up: az cosmosdb sql container throughput update --account-name %s"+
-			" --resource-group <group> --database-name %s --name %s --max-throughput <RU/s>",
-			op.doing, eventlog.ErrUnavailable, op.container, s.account(), s.config.Database, op.container)
-	case passes(err):
-		return fmt.Errorf("%s: %w: the account answered %d", op.doing, eventlog.ErrUnavailable, status)
-	case status == http.StatusNotFound:
-		return fmt.Errorf("%s: %w", op.doing, s.missing(ctx, op.container))
-	case status == http.StatusForbidden && strings.Contains(strings.ToLower(answer.Error()), "firewall"):
-		return fmt.Errorf("%s: %w", op.doing, &setupError{"the firewall of the account refused this address (403): az cosmosdb update --name " +
-			s.account() + " --resource-group <group> --ip-range-filter <addresses>, or use its private endpoint"})
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fmt.Errorf("%s: %w", op.doing, s.refused(answer))
+	case code == http.StatusTooManyRequests:
+		return &setupError{fmt.Sprintf("throttled (429), the throughput of %s is used up: az cosmosdb sql container throughput update --account-name %s"+
+			" --resource-group <group> --database-name %s --name %s --max-throughput <RU/s>", op.container, s.account(), s.config.Database, op.container)}
+	case isOfRegion(code, sub) && sub == noWriteRegion:
+		return &setupError{"the account takes no writes in the region that was asked (403, substatus 3): its write region is changing, or is offline. " +
+			"If it stays so: " + s.showCommand("[writeLocations,enableAutomaticFailover]")}
+	case isOfRegion(code, sub):
+		return &setupError{"the region that was asked does not know the account (403, substatus 1008): a region is being added or removed, or the account was deleted. " +
+			"If it stays so: " + s.showCommand("[documentEndpoint,locations]")}
+	case code == http.StatusNotFound && sub == noSession:
+		return &setupError{"the replica that was asked has not seen the last write yet (404, substatus 1002)"}
+	case code == http.StatusNotFound:
+		return s.missing(ctx, op.container)
+	case code == http.StatusBadRequest && sub == keyMismatch:
+		return &setupError{fmt.Sprintf("container %s has another partition key than this program needs (400, substatus 1001): %s",
+			op.container, s.createContainerCommand(op.container))}
+	case code == http.StatusForbidden && strings.Contains(strings.ToLower(answer.Error()), "firewall"):
+		return &setupError{"the firewall of the account refused this address (403): az cosmosdb update --name " +
+			s.account() + " --resource-group <group> --ip-range-filter <addresses>, or use its private endpoint"}
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		return s.refused(answer)
+	case sub != "":
+		return &setupError{fmt.Sprintf("the account answered %d, substatus %s", code, sub)}
 	}
-	return fmt.Errorf("%s: the account answered %d", op.doing, status)
+	return &setupError{fmt.Sprintf("the account answered %d", code)}
+}
+
+// noAnswer explains a request that got no answer.
+func (s *Store) noAnswer(ctx context.Context, err error) error {
+	if cause := s.noToken.Load(); cause != nil {
+		problem, mend := identity.Diagnose(cause.err)
+		return fmt.Errorf("account %s: %s; %s; it needs the role %s: %w", s.account(), problem, mend, role, cause)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		before := requestOf(ctx).lastFault()
+		if before == nil {
+			return fmt.Errorf("no answer in time from %s (to see its state: %s): %w", s.config.Endpoint, s.showCommand("provisioningState"), err)
+		}
+		err = fmt.Errorf("%w; the attempt before: %w", err, before)
+	}
+	return fmt.Errorf("%s cannot be reached (if COSMOS_ENDPOINT is wrong: %s): %w", s.config.Endpoint, s.showCommand("documentEndpoint"), err)
+}
+
+func (s *Store) showCommand(query string) string {
+	return fmt.Sprintf("az cosmosdb show --name %s --resource-group <group> --query %s", s.account(), query)
 }
 
 // refused explains a 401 or 403 for the kind of credential in use.
@@ -204,7 +286,7 @@ func (s *Store) refused(answer *azcore.ResponseError) error {
 
 // missing finds out whether the database or the container does not exist.
 func (s *Store) missing(ctx context.Context, container string) error {
-	ctx = context.WithValue(ctx, kindKey{}, "database read")
+	ctx = withRequest(ctx, "database read")
 	_, err := attempt(ctx, s, func(ctx context.Context, c *client) (azcosmos.DatabaseResponse, error) {
 		database, err := c.azure.NewDatabase(s.config.Database)
 		if err != nil {

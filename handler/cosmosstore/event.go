@@ -3,7 +3,6 @@ package cosmosstore
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -35,8 +34,9 @@ type eventDocument struct {
 
 // Write adds the steps of each update to the history of its event, and makes the record where there is none. Each
 // event is written by itself, InFlight at a time: after an error some may be written, and repeating the whole call is
-// harmless. An update whose event has a malformed id is left out and reported as eventlog.ErrID. The first error that
-// concerns all of them ends the call.
+// harmless. What the account refuses because of its content, as a meta that is nested deeper than 128 levels, is written
+// without that content; see eventlog.Document.Reduced. It returns a *eventlog.RefusedError for events that the account
+// never takes, in no form; the others are written. The first error that concerns all of them ends the call.
 func (s *Store) Write(ctx context.Context, updates []eventlog.Update) error {
 	ctx, done := s.begin(ctx)
 	defer done()
@@ -47,17 +47,19 @@ func (s *Store) Write(ctx context.Context, updates []eventlog.Update) error {
 	for _, u := range updates {
 		group.Go(func() error {
 			err := s.merge(ctx, u)
-			if isRefusal(err) {
-				mu.Lock()
-				defer mu.Unlock()
-				refused = errors.Join(refused, err)
-				return nil
+			if !isRefusal(err) {
+				return err
 			}
-			return err
+			mu.Lock()
+			defer mu.Unlock()
+			refused = append(refused, eventlog.Refusal{ID: u.Event.ID, Err: err})
+			return nil
 		})
 	}
-	err := group.Wait()
-	return errors.Join(refused, err)
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return eventlog.Refused(refused)
 }
 
 // merge writes one update the cheapest way that can be right, and goes on with what the refusal tells.
@@ -87,6 +89,7 @@ func (s *Store) merge(ctx context.Context, u eventlog.Update) error {
 		case isStatus(err, http.StatusConflict) || isStatus(err, http.StatusPreconditionFailed):
 			w.session = session(err)
 			way = s.replaceEvent
+		case isRefusal(err) && w.reduce(err):
 		default:
 			return err
 		}
@@ -104,6 +107,22 @@ type eventWrite struct {
 	appended []eventlog.Step
 	// session is the token of the refusal before.
 	session *string
+	// reduced is how much of the event is left out because the account refused it for reason.
+	reduced int
+	reason  string
+}
+
+// reduce has the next try leave more of the event out, and reports whether there is anything that could be.
+func (w *eventWrite) reduce(refusal error) bool {
+	e := w.update.Event
+	w.reason = fmt.Sprintf("the account refused it (%d)", status(refusal))
+	for w.reduced < eventlog.MaxReduced {
+		w.reduced++
+		if w.reduced == 1 && len(e.Meta) > 0 || w.reduced == 2 && len(e.Groups)+len(e.Sessions) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func newEventDocument(r eventlog.Record, u eventlog.Update) (eventDocument, error) {
@@ -140,9 +159,11 @@ func appendable(u eventlog.Update) []eventlog.Step {
 }
 
 func (s *Store) createEvent(ctx context.Context, w *eventWrite) error {
-	text, err := json.Marshal(w.created)
+	d := w.created
+	d.Document = d.Reduced(w.reduced, w.reason)
+	text, err := eventlog.Marshal(d)
 	if err != nil {
-		return err
+		return &refusal{text: "the event cannot be written as JSON: " + err.Error(), cause: err}
 	}
 	_, err = s.onEvents(ctx, "create", w.created.ID, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
 		return c.CreateItem(ctx, pk, text, nil)
@@ -155,7 +176,11 @@ func (s *Store) patchEvent(ctx context.Context, w *eventWrite) error {
 	var patch azcosmos.PatchOperations
 	patch.SetCondition(fmt.Sprintf("from c where c.fresh = true and c.epoch = %d", w.created.Epoch))
 	for _, step := range w.appended {
-		patch.AppendAdd("/history/-", step)
+		text, err := eventlog.Marshal(step)
+		if err != nil {
+			return err
+		}
+		patch.AppendAdd("/history/-", json.RawMessage(text))
 	}
 	patch.AppendSet("/status", w.created.Status)
 	patch.AppendSet("/fresh", false)
@@ -165,29 +190,34 @@ func (s *Store) patchEvent(ctx context.Context, w *eventWrite) error {
 	return err
 }
 
-// replaceEvent reads the document, merges, and replaces the version that it read.
+// merge returns the document with u merged in, and whether that changed anything.
+func (d eventDocument) merge(u eventlog.Update) (eventDocument, bool, error) {
+	next, changed, err := d.Document.Merge(u)
+	return eventDocument{Document: next, Fresh: isFresh(next)}, changed, err
+}
+
+// replaceEvent reads the document, merges, and replaces the version that it read. Members that this version does not
+// know stay.
 func (s *Store) replaceEvent(ctx context.Context, w *eventWrite) error {
 	old, err := s.readEvent(ctx, w.created.ID, w.session)
 	if err != nil {
 		return err
 	}
 	var d eventDocument
-	if err := json.Unmarshal(old.Value, &d); err != nil {
-		return fmt.Errorf("read event %s: %w", w.created.ID, err)
+	if err := eventlog.Unmarshal(old.Value, &d); err != nil {
+		return &refusal{text: "what is stored cannot be read by this version: " + err.Error(), cause: err}
 	}
-	record, changed := d.Record().Merge(w.update)
-	if !changed {
-		return nil
-	}
-	if d, err = newEventDocument(record, eventlog.Update{}); err != nil {
+	next, changed, err := d.merge(w.update)
+	if err != nil || !changed {
 		return err
 	}
-	text, err := json.Marshal(d)
+	next.Document = next.Reduced(w.reduced, w.reason)
+	text, err := eventlog.Overlay(old.Value, d, next)
 	if err != nil {
-		return err
+		return &refusal{text: "the event cannot be written as JSON: " + err.Error(), cause: err}
 	}
-	_, err = s.onEvents(ctx, "replace", d.ID, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
-		return c.ReplaceItem(ctx, pk, d.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &old.ETag})
+	_, err = s.onEvents(ctx, "replace", next.ID, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
+		return c.ReplaceItem(ctx, pk, next.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &old.ETag})
 	})
 	return err
 }
@@ -222,7 +252,7 @@ func (s *Store) Event(ctx context.Context, id string) (eventlog.Record, error) {
 		return eventlog.Record{}, err
 	}
 	var d eventDocument
-	if err := json.Unmarshal(answer.Value, &d); err != nil {
+	if err := eventlog.Unmarshal(answer.Value, &d); err != nil {
 		return eventlog.Record{}, fmt.Errorf("read event %s: %w", id, err)
 	}
 	return d.Record(), nil
@@ -258,7 +288,7 @@ func (s *Store) UserEvents(ctx context.Context, user string, limit int, continua
 		}
 		for _, text := range answer.Items {
 			var d eventDocument
-			if err := json.Unmarshal(text, &d); err != nil {
+			if err := eventlog.Unmarshal(text, &d); err != nil {
 				return eventlog.Page{}, fmt.Errorf("read events of user %s: %w", user, err)
 			}
 			page.Records = append(page.Records, d.Record())

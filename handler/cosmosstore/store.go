@@ -72,8 +72,8 @@ type Config struct {
 type Containers struct{ Events, Users, Profiles string }
 
 // Store is the event log in one account. It is safe for concurrent use. Its methods return an error that wraps
-// eventlog.ErrUnavailable for a fault that passes (throttled beyond the deadline, time-outs, no connection), and
-// eventlog.ErrClosed after Close. Any other error of the service names the resource and the command that mends it.
+// eventlog.ErrUnavailable for a fault that is none of the event (throttled beyond the deadline, no connection, no right,
+// no container), and eventlog.ErrClosed after Close. The error names what is wrong and the command that mends it.
 type Store struct {
 	config Config
 	meter  meter
@@ -176,15 +176,15 @@ func (s *Store) checkContainer(ctx context.Context, name, path string) error {
 		return container.Read(ctx, nil)
 	})
 	if isStatus(err, http.StatusNotFound) {
-		return fmt.Errorf("%s: %w", op.doing, s.missing(ctx, name))
+		return fmt.Errorf("%s: %w: %w", op.doing, eventlog.ErrUnavailable, s.missing(ctx, name))
 	}
 	if err != nil {
 		return err
 	}
 	if paths := answer.ContainerProperties.PartitionKeyDefinition.Paths; len(paths) != 1 || paths[0] != path {
-		return &setupError{fmt.Sprintf("container %s of database %s has the partition key %v, this program needs %s, and the key of a container"+
-			" cannot be changed: name another container, or delete this one and run: %s",
-			name, s.config.Database, paths, path, s.createContainerCommand(name))}
+		return fmt.Errorf("%s: %w: %w", op.doing, eventlog.ErrUnavailable, &setupError{fmt.Sprintf("container %s of database %s has the partition key"+
+			" %v, this program needs %s, and the key of a container cannot be changed: name another container, or delete this one and run: %s",
+			name, s.config.Database, paths, path, s.createContainerCommand(name))})
 	}
 	return nil
 }

@@ -3,12 +3,10 @@ package cosmosstore
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
@@ -93,7 +91,7 @@ func (s *Store) patchUser(ctx context.Context, w *userWrite) error {
 }
 
 func (s *Store) createUser(ctx context.Context, w *userWrite) error {
-	text, err := json.Marshal(w.created)
+	text, err := eventlog.Marshal(w.created)
 	if err != nil {
 		return err
 	}
@@ -103,9 +101,10 @@ func (s *Store) createUser(ctx context.Context, w *userWrite) error {
 	return err
 }
 
-// replaceUser reads the record and replaces the version that it read, when that is older.
+// replaceUser reads the record and replaces the version that it read, when that is older. Members that this version does
+// not know stay.
 func (s *Store) replaceUser(ctx context.Context, w *userWrite) error {
-	old, tag, err := s.readUser(ctx, w.created.ID, w.session)
+	old, stored, err := s.readUser(ctx, w.created.ID, w.session)
 	if err != nil {
 		return err
 	}
@@ -116,27 +115,27 @@ func (s *Store) replaceUser(ctx context.Context, w *userWrite) error {
 	if !applied {
 		return errSuperseded
 	}
-	text, err := json.Marshal(userDocument{next, w.created.Write})
+	text, err := eventlog.Overlay(stored.Value, old, userDocument{next, w.created.Write})
 	if err != nil {
 		return err
 	}
 	_, err = s.onUsers(ctx, "replace", next.ID, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
-		return c.ReplaceItem(ctx, pk, next.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &tag})
+		return c.ReplaceItem(ctx, pk, next.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &stored.ETag})
 	})
 	return err
 }
 
-func (s *Store) readUser(ctx context.Context, id string, session *string) (d userDocument, tag azcore.ETag, err error) {
-	answer, err := s.onUsers(ctx, "read", id, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
+func (s *Store) readUser(ctx context.Context, id string, session *string) (d userDocument, stored azcosmos.ItemResponse, err error) {
+	stored, err = s.onUsers(ctx, "read", id, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
 		return c.ReadItem(ctx, pk, id, &azcosmos.ItemOptions{SessionToken: session})
 	})
 	if err != nil {
-		return d, "", err
+		return d, stored, err
 	}
-	if err := json.Unmarshal(answer.Value, &d); err != nil {
-		return d, "", fmt.Errorf("read user %s: %w", id, err)
+	if err := eventlog.Unmarshal(stored.Value, &d); err != nil {
+		return d, stored, &refusal{text: fmt.Sprintf("read user %s: what is stored cannot be read by this version: %v", id, err), cause: err}
 	}
-	return d, answer.ETag, nil
+	return d, stored, nil
 }
 
 // onUsers runs one request on the record of a user.

@@ -1,6 +1,12 @@
 package eventlog
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"userconnectivity/handler/presence"
+)
 
 // Errors of the stores. Those of the first group are answers; ErrUnavailable is a fault that passes.
 var (
@@ -18,9 +24,64 @@ var (
 	// ErrProfileInvalid is returned for a profile that is not a JSON object.
 	ErrProfileInvalid = errors.New("profile is not a JSON object")
 
-	// ErrUnavailable is wrapped by an error that says that the store cannot be reached, is throttled or is
-	// locked at this moment: the same call may succeed later.
+	// ErrUnavailable is wrapped by an error that says that the store cannot be reached, is throttled or locked, or
+	// refuses this process (no right, no container) at this moment: the same call succeeds once that is mended.
 	ErrUnavailable = errors.New("event log is unavailable at this moment")
+	// ErrUnwritable is wrapped by the error of a log that cannot be written before somebody changes the deployment: its
+	// file is on a file system that is mounted read-only, or in a folder that this process may not write. Waiting does
+	// not help.
+	ErrUnwritable = errors.New("event log cannot be written by this process")
 	// ErrClosed is returned by a store after Close.
 	ErrClosed = errors.New("event log is closed")
 )
+
+// Refusal is an event that a log can never keep, and why.
+type Refusal struct {
+	ID  string
+	Err error
+}
+
+// RefusedError is returned by Write for events that the log can never keep, in no form. All other events of the call
+// were written, and repeating the call does not help. A write that failed for any other reason, which may pass, returns
+// that alone: the refusals come again when it is repeated.
+type RefusedError struct{ Events []Refusal }
+
+// Refused returns the error for refusals, nil when there are none.
+func Refused(refusals []Refusal) error {
+	if len(refusals) == 0 {
+		return nil
+	}
+	return &RefusedError{refusals}
+}
+
+// maxNamed bounds the events that the text of an error names.
+const maxNamed = 3
+
+// Error names the first events with their reasons.
+func (e *RefusedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the log refused %d events for good: ", len(e.Events))
+	for i, r := range e.Events {
+		if i == maxNamed {
+			fmt.Fprintf(&b, " and %d more", len(e.Events)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%.40q: %v", r.ID, r.Err)
+	}
+	return b.String()
+}
+
+// ErrorKind tells that the same write can never succeed.
+func (e *RefusedError) ErrorKind() presence.Kind { return presence.Invalid }
+
+// Unwrap returns the reasons.
+func (e *RefusedError) Unwrap() []error {
+	errs := make([]error, len(e.Events))
+	for i, r := range e.Events {
+		errs[i] = r.Err
+	}
+	return errs
+}

@@ -5,12 +5,12 @@ package eventlog
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"userconnectivity/handler/presence"
 )
@@ -65,6 +65,8 @@ type Step struct {
 	At      time.Time `json:"at"`
 	Detail  string    `json:"detail,omitempty"`
 	Attempt Attempt   `json:"attempt"`
+	// More are the members of a stored step that this version does not know, nil for none. They are kept.
+	More jsontext.Value `json:",embed"`
 }
 
 // compare is the order of a history: by attempt, then by rank.
@@ -99,10 +101,17 @@ func (s Step) normal() Step {
 	return s
 }
 
-// Record is one event with its history, oldest step first.
+// Record is one event with its history, in the order of attempt and rank: the last step is its status.
 type Record struct {
 	Event   presence.Event
 	History []Step
+}
+
+// Chronological returns the history oldest first. Steps of one millisecond keep the order of attempt and rank. It
+// differs from History where a step is reported by another process than the one before: a worker may have a message
+// before the relay is told that it was queued, and clocks differ.
+func (r Record) Chronological() []Step {
+	return slices.SortedStableFunc(slices.Values(r.History), func(a, b Step) int { return a.At.Compare(b.At) })
 }
 
 // Status is that of the newest step of the newest attempt.
@@ -131,16 +140,16 @@ type Update struct {
 
 // Combine returns updates with one entry for each event, in the order in which the events first appear: what
 // one write knows of an event is written at once. Updates with an id of another form than that of an event are
-// left out; for those that bring an event the error is one that wraps ErrID.
-func Combine(updates []Update) ([]Update, error) {
-	var refused []error
+// left out; those that bring an event are refused with ErrID.
+func Combine(updates []Update) ([]Update, []Refusal) {
+	var refused []Refusal
 	combined := make([]Update, 0, len(updates))
 	index := make(map[string]int, len(updates))
 	for _, u := range updates {
 		id := u.Event.ID
 		if _, ok := presence.PartitionKeyOf(id); !ok {
 			if u.Event.Type != "" {
-				refused = append(refused, fmt.Errorf("write event %.40q: %w", id, ErrID))
+				refused = append(refused, Refusal{id, ErrID})
 			}
 			continue
 		}
@@ -156,7 +165,7 @@ func Combine(updates []Update) ([]Update, error) {
 			c.Event = u.Event
 		}
 	}
-	return combined, errors.Join(refused...)
+	return combined, refused
 }
 
 // MaxHistory bounds the steps of one record: beyond it the oldest ones after the first two are forgotten.
@@ -178,6 +187,9 @@ func Merge(history, steps []Step) ([]Step, bool) {
 		case !found:
 			merged = slices.Insert(merged, i, s)
 		case s.before(merged[i]):
+			if s.More == nil {
+				s.More = merged[i].More
+			}
 			merged[i] = s
 		}
 	}

@@ -175,7 +175,7 @@ func FuzzMerge(f *testing.F) {
 			got, last := []eventlog.Step(nil), eventlog.Step{}
 			for _, group := range shuffledGroups(r, steps) {
 				next, changed := eventlog.Merge(got, group)
-				if changed == slices.Equal(got, next) {
+				if changed == same(got, next) {
 					t.Fatalf("changed = %v, but the history went from %v to %v", changed, got, next)
 				}
 				if newest := next[len(next)-1]; before(newest, last) {
@@ -188,11 +188,15 @@ func FuzzMerge(f *testing.F) {
 				}
 				got = next
 			}
-			if !slices.Equal(want, got) {
+			if !same(want, got) {
 				t.Fatalf("another order gives another history (-want +got):\n%s", cmp.Diff(want, got))
 			}
 		}
 	})
+}
+
+func same(a, b []eventlog.Step) bool {
+	return slices.EqualFunc(a, b, func(a, b eventlog.Step) bool { return cmp.Equal(a, b) })
 }
 
 var ladder = []eventlog.Status{"detected", "queued", "processing", "failed", "dead", "done"}
@@ -288,12 +292,12 @@ func TestDocumentRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		text, err := json.Marshal(document)
+		text, err := eventlog.Marshal(document)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var back eventlog.Document
-		if err := json.Unmarshal(text, &back); err != nil {
+		if err := eventlog.Unmarshal(text, &back); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, back.Record()); diff != "" {
@@ -329,6 +333,115 @@ func TestContinuation(t *testing.T) {
 		}
 		if _, err := eventlog.Position("ada", token[:i]); err != eventlog.ErrContinuation {
 			t.Errorf("token cut to %q: %v, want ErrContinuation", token[:i], err)
+		}
+	}
+}
+
+// TestChronological: whatever the order in which steps were reported, and whatever the clocks of who reported them, the
+// history is oldest first, and the status is that of the newest attempt.
+func TestChronological(t *testing.T) {
+	t.Parallel()
+	// A worker had the message before the relay was told that it was queued, and its clock is behind.
+	early, _ := eventlog.Merge(nil, []eventlog.Step{
+		step(0, 0, "detected", 10), step(0, 0, "queued", 14), step(0, 1, "processing", 12), step(0, 1, "done", 13),
+	})
+	r := eventlog.Record{History: early}
+	if got, want := statuses(r.Chronological()), []eventlog.Status{"detected", "processing", "done", "queued"}; !slices.Equal(got, want) || r.Status() != eventlog.Done {
+		t.Errorf("%v, status %s; want %v, done", got, r.Status(), want)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		history, _ := eventlog.Merge(nil, randomSteps(random, random.IntN(60)))
+		r := eventlog.Record{History: history}
+		got := r.Chronological()
+		if !slices.IsSortedFunc(got, func(a, b eventlog.Step) int {
+			return cmp2(a.At.Compare(b.At), a.Attempt.Compare(b.Attempt))
+		}) || len(got) != len(history) {
+			t.Fatalf("not oldest first: %v", got)
+		}
+		if !same(r.History, history) {
+			t.Fatal("the order of the attempts was changed")
+		}
+	}
+}
+
+// cmp2 is the first of two comparisons that is not equal.
+func cmp2(a, b int) int {
+	if a != 0 {
+		return a
+	}
+	return b
+}
+
+// TestReplayThatIsRejected: the end of a replay counts, whether it was delivered before its history was written or after.
+func TestReplayThatIsRejected(t *testing.T) {
+	t.Parallel()
+	first := []eventlog.Step{step(0, 0, "detected", 0), step(0, 0, "queued", 1), step(0, 1, "processing", 2), step(0, 1, "dead", 3)}
+	replayed, rejected := []eventlog.Step{step(1, 0, "queued", 10)}, []eventlog.Step{step(1, 1, "processing", 11), step(1, 1, "dead", 12)}
+	for _, order := range [][][]eventlog.Step{{first, replayed, rejected}, {first, rejected, replayed}, {rejected, replayed, first}} {
+		var history []eventlog.Step
+		for _, steps := range order {
+			history, _ = eventlog.Merge(history, steps)
+		}
+		if r := (eventlog.Record{History: history}); r.Status() != eventlog.Dead || r.LastReplay() != 1 || len(history) != 7 {
+			t.Errorf("status %s of replay %d: %v", r.Status(), r.LastReplay(), history)
+		}
+	}
+}
+
+// TestReduced leaves out what a store may refuse, and says so until the event is written whole again.
+func TestReduced(t *testing.T) {
+	t.Parallel()
+	e := presence.Event{
+		ID: presence.EventID("ada", "web", presence.UserOnline, 7), Type: presence.UserOnline, User: "ada", Session: "web", Epoch: 8, DetectedAt: start,
+		Groups: []string{"g"}, Sessions: []presence.EventSession{{Session: "web"}}, Meta: json.RawMessage(`{"a":1}`),
+	}
+	d, err := eventlog.NewDocument(eventlog.Record{Event: e})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := d.Reduced(1, "too deep"), d.Reduced(2, "too deep")
+	if d.Reduced(0, "").Omitted != "" || one.Meta != nil || one.Groups == nil || one.Omitted != "meta: too deep" {
+		t.Errorf("once: %+v", one)
+	}
+	if two.Meta != nil || two.Groups != nil || two.Sessions != nil || two.Omitted != "meta, groups, sessions: too deep" {
+		t.Errorf("twice: %+v", two)
+	}
+	again, changed, err := one.Merge(eventlog.Update{Event: e, Steps: []eventlog.Step{step(0, 1, "done", 1)}})
+	if err != nil || !changed || again.Omitted != one.Omitted || again.Meta != nil {
+		t.Errorf("merged: %+v, %v", again, err)
+	}
+	e.Epoch = 9
+	whole, _, err := one.Merge(eventlog.Update{Event: e})
+	if err != nil || whole.Omitted != "" || whole.Meta == nil {
+		t.Errorf("made again: %+v, %v", whole, err)
+	}
+}
+
+// TestOverlay changes what this version knows, and nothing else.
+func TestOverlay(t *testing.T) {
+	t.Parallel()
+	type known struct {
+		A int    `json:"a"`
+		B string `json:"b,omitempty"`
+	}
+	for _, tt := range []struct{ stored, want string }{
+		{`{"a":1,"b":"x"}`, `{"a":2}`},
+		{`{"n":1e309,"a":1,"z":{"a":1,"a":0.10},"b":"x","s":"<\u00e9>"}`, `{"n":1e309,"a":2,"z":{"a":1,"a":0.10},"s":"<é>"}`},
+		{`{"b":"x"}`, `{"a":2}`},
+	} {
+		got, err := eventlog.Overlay([]byte(tt.stored), known{1, "x"}, known{2, ""})
+		if err != nil || string(got) != tt.want {
+			t.Errorf("%s became %s, want %s; %v", tt.stored, got, tt.want, err)
+		}
+	}
+	same, err := eventlog.Overlay([]byte(`{"a":1.0,"b":"x"}`), known{1, "x"}, known{1, "x"})
+	if err != nil || string(same) != `{"a":1.0,"b":"x"}` {
+		t.Errorf("what did not change became %s: %v", same, err)
+	}
+	for _, junk := range []string{``, `[]`, `{"a":`, `null`} {
+		if got, err := eventlog.Overlay([]byte(junk), known{}, known{1, ""}); err == nil {
+			t.Errorf("%q became %s", junk, got)
 		}
 	}
 }

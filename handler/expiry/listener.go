@@ -85,6 +85,8 @@ type State struct {
 	SweepError, RelayError string
 	// Relayed counts the events that were sent, logged and acknowledged.
 	Relayed int64
+	// Relay is what else the relay did and how it is.
+	Relay RelayState
 }
 
 // Lag is how long due sessions may have been waiting: the time since the last good sweep beyond its tick.
@@ -403,7 +405,8 @@ func (l *Listener) State() State {
 	l.mu.Lock()
 	s := l.state
 	l.mu.Unlock()
-	s.Relayed, s.RelayError = l.relay.progress()
+	s.Relay = l.relay.State()
+	s.Relayed, s.RelayError = s.Relay.Relayed, s.Relay.Fault
 	return s
 }
 

@@ -1,8 +1,8 @@
 package expiry
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -11,49 +11,50 @@ import (
 	"sync"
 	"time"
 
-	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
 )
 
-// sender puts messages on a queue: all of them, or it returns an error. Sending the same ids again is harmless.
-type sender interface {
-	Send(ctx context.Context, queue string, msgs []queue.Message) error
-}
-
-// appender writes to the event log.
-type appender interface {
-	Write(ctx context.Context, updates []eventlog.Update) error
-}
-
 const (
-	// relayBatch is how many events are sent and logged at once: usually 1 KiB each, at most about 16 (see send).
+	// relayBatch is how many events are read at once, and go through a step at once: usually 1 KiB each, at most about 16
+	// (see encode).
 	relayBatch = 500
-	// relayWorkers is how many batches are under way at the same time, each of another partition; as many again are of
-	// partitions whose last try failed. It bounds memory and requests while there is a backlog.
+	// relayWorkers is how many batches of one step are under way at the same time, each of another partition; as many
+	// again are of partitions whose last try failed. It bounds requests while there is a backlog.
 	relayWorkers = 8
 	// lendAfter is how long a batch counts as one of them. One that takes longer waits for somebody else, as a log that
 	// hangs, and holds up no other partition.
 	lendAfter = 500 * time.Millisecond
-	// relayTimeout bounds reading a batch, and bringing one to a queue: send, log, acknowledge.
+	// relayTimeout bounds reading a batch, and each step of it.
 	relayTimeout = 30 * time.Second
-	// routeTimeout bounds a send to the queue of a route, and routeRest is how long one that failed is left alone: the
-	// transitions of users wait behind it no longer.
-	routeTimeout = 5 * time.Second
-	routeRest    = 5 * time.Second
-	// routeMemory is how long a failed send counts as the state of its queue: what waits is tried again sooner.
-	routeMemory = 30 * time.Second
 	// takeOverIdle is how long an entry may stay unacknowledged before another relay takes it.
 	takeOverIdle = 5 * time.Second
-	// takeOverEvery is how often such entries are looked for.
+	// takeOverEvery is how often such entries are looked for, and how often the relay says that it still has its own.
 	takeOverEvery = 2 * time.Second
 	// maxBackoff bounds the wait after faults in a row.
 	maxBackoff = 5 * time.Second
+	// maxNewer bounds the entries of a later version that a partition remembers. What is beyond is looked at again at each
+	// pass over the pending entries.
+	maxNewer = 10_000
 )
 
-// Relay brings events from the outbox to the queue and the event log: send, then log, then acknowledge. An
-// event is acknowledged only after both have it; until then it stays in Redis (design D3).
+// limits bound what a relay has in hand, read and not yet acknowledged. While the log is away it reads and sends on until
+// it has so much; the rest waits in Redis, unread. A partition that has less than one batch may always read one, whatever
+// the others have.
+type limits struct {
+	events, processEvents int   // of one partition, of all
+	bytes, processBytes   int64 // the same, with itemBytes for each event
+}
+
+var defaultLimits = limits{events: 10_000, processEvents: 50_000, bytes: 32 << 20, processBytes: 128 << 20}
+
+// Relay brings events from the outbox to the queue and the event log, in steps: send, then log, then acknowledge. Each
+// step of each partition goes on by itself, in order. So a queue or a log that is slow or away holds up no other
+// partition, and a log not even the queue, up to the limits above. An event is acknowledged only after both have it; until
+// then it stays in Redis, and after a restart it is sent again with the same id (design D3).
+//
+// What the queue or the log refuses of one event for good holds up no other: it is set aside with the reason.
 type Relay struct {
 	outbox *redisstore.Outbox
 	sender sender
@@ -62,51 +63,48 @@ type Relay struct {
 	to     queue.Destinations
 	log    *slog.Logger
 
-	bells   []chan struct{} // by partition: something may be in its outbox
-	batches []*batch        // by partition: read and not yet acknowledged; each is used by one goroutine at a time
-	steady  slots           // for partitions that are well
-	retries slots           // for those whose last try failed
+	limits limits
+	steps  []*step
+	lanes  []*lane // by partition
 
 	mu      sync.Mutex
+	inHand  int // events of all lanes, and their bytes
+	bytes   int64
 	relayed int64
-	faults  map[int]string     // of the last try, by partition
+	refused refused
+	faults  map[place]string   // of the last tries
 	failing map[string]failure // queues of routes
 }
 
-// failure is how the last send to the queue of a route failed.
-type failure struct {
-	at    time.Time
-	fault string
+// step is one thing that is done with every event, after the steps before it.
+type step struct {
+	name string
+	// do decides the fate of each of the items, which are of one partition; those that wait are tried again. With an error
+	// it is tried again after a pause.
+	do func(ctx context.Context, partition int, items []*item) error
+	// steady bounds the partitions that are in this step, retries those of them whose last try failed.
+	steady, retries slots
 }
 
-// batch is what was read from one partition.
-type batch struct {
-	parcels []*parcel // what is not acknowledged
-	failed  bool      // the last try
-	own     string    // entries that this relay was given before were looked for up to here
-	fresh   bool      // all of them
-	inherit bool      // entries of dead relays are to be looked for
-	looked  string    // up to here
-	due     time.Time // when they are to be looked for again
-}
+// place is one step of one partition.
+type place struct{ partition, step int }
 
-// parcel is the entries of a batch that go to one queue, and how far they got.
-type parcel struct {
-	to      string // "" for the keys that no route matches any more
-	entries []redisstore.Entry
-	sent    bool
+func (a place) compare(b place) int {
+	return cmp.Or(cmp.Compare(a.partition, b.partition), cmp.Compare(a.step, b.step))
 }
 
 // NewRelay returns a Relay that sends to the given queues. A Listener runs it.
 func NewRelay(o *redisstore.Outbox, partitions int, s sender, a appender, codec queue.Codec, to queue.Destinations, log *slog.Logger) *Relay {
 	r := &Relay{
 		outbox: o, sender: s, events: a, codec: codec, to: to, log: log,
-		bells: make([]chan struct{}, partitions), batches: make([]*batch, partitions),
-		steady: make(slots, relayWorkers), retries: make(slots, relayWorkers),
-		faults: map[int]string{}, failing: map[string]failure{},
+		limits: defaultLimits, lanes: make([]*lane, partitions), faults: map[place]string{}, failing: map[string]failure{},
+	}
+	r.steps = []*step{{name: "send", do: r.send}, {name: "log", do: r.append}, {name: "acknowledge", do: r.acknowledge}}
+	for _, s := range r.steps {
+		s.steady, s.retries = make(slots, relayWorkers), make(slots, relayWorkers)
 	}
 	for p := range partitions {
-		r.bells[p], r.batches[p] = make(chan struct{}, 1), &batch{}
+		r.lanes[p] = newLane(len(r.steps))
 	}
 	return r
 }
@@ -131,303 +129,308 @@ func (s slots) take(ctx context.Context) (done func(), err error) {
 }
 
 // ring tells that a partition's outbox may hold something.
-func (r *Relay) ring(partition int) {
-	select {
-	case r.bells[partition] <- struct{}{}:
-	default: // one ring waits already
-	}
-}
+func (r *Relay) ring(partition int) { r.lanes[partition].ring(0) }
 
-// loop relays what the rings announce, each partition by itself: one whose queue or log is slow holds up no other.
+// loop relays what the rings announce, each step of each partition by itself.
 func (r *Relay) loop(ctx context.Context) {
 	var all sync.WaitGroup
-	for p := range r.bells {
-		all.Go(func() { r.tend(ctx, p) })
+	for p := range r.lanes {
+		for s := range r.steps {
+			all.Go(func() { r.tend(ctx, place{p, s}) })
+		}
 	}
 	all.Wait()
 }
 
-// tend relays one partition at each ring, and by itself after a fault.
-func (r *Relay) tend(ctx context.Context, p int) {
+// tend does one step of one partition at each ring, and by itself after a fault.
+func (r *Relay) tend(ctx context.Context, at place) {
+	l := r.lanes[at.partition]
 	backoff := retryWait
+	if at.step > 0 {
+		l.ring(at.step) // what a run before has left; the sweep rings for the first step
+	}
 	for ctx.Err() == nil {
+		var again <-chan time.Time
+		if at.step == 0 && l.hasNewer() {
+			again = time.After(takeOverEvery) // whether they still wait; an empty outbox rings no more
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.bells[p]:
+		case <-l.bells[at.step]:
+		case <-again:
 		}
-		err := r.drainSafely(ctx, p)
-		r.note(ctx, p, err)
+		err := r.drain(ctx, at)
+		r.note(ctx, at, err)
 		if err == nil {
 			backoff = retryWait
 			continue
 		}
-		r.batches[p].failed = true
+		l.failed[at.step] = true
 		sleep(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
-		r.ring(p)
+		l.ring(at.step)
 	}
 }
 
-// drainSafely drains, and makes a panic the fault of that partition alone: outside of its goroutine nobody could
-// recover it, and it would end the process.
-func (r *Relay) drainSafely(ctx context.Context, p int) (err error) {
+// drain does a step until there is nothing left to do. A panic is the fault of that partition alone: outside of its
+// goroutine nobody could recover it, and it would end the process.
+func (r *Relay) drain(ctx context.Context, at place) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			err = fmt.Errorf("panicked: %v", cause)
-			r.log.ErrorContext(ctx, "relay panicked", "partition", p, "panic", fmt.Sprint(cause), "stack", string(debug.Stack()))
+			r.log.ErrorContext(ctx, "relay panicked", "partition", at.partition, "step", r.steps[at.step].name, "panic", fmt.Sprint(cause), "stack", string(debug.Stack()))
 		}
 	}()
-	return r.drain(ctx, p)
-}
-
-// drain relays one partition until its outbox has nothing new.
-func (r *Relay) drain(ctx context.Context, p int) error {
-	for {
-		more, err := r.step(ctx, p)
-		if err != nil || !more {
-			return err
-		}
+	for more := true; more && err == nil; {
+		more, err = r.advance(ctx, at)
 	}
+	return err
 }
 
-// step relays one batch, and reports whether there was one. A batch that failed is taken up where it stopped: what was
-// sent is not sent again.
-func (r *Relay) step(ctx context.Context, p int) (more bool, err error) {
-	b, bound := r.batches[p], r.steady
-	if b.failed {
-		bound = r.retries // who hangs again and again takes no slot of those that are well
+// advance brings one batch a step further, and reports whether there was one. The first step reads it from the outbox.
+func (r *Relay) advance(ctx context.Context, at place) (more bool, err error) {
+	l, s := r.lanes[at.partition], r.steps[at.step]
+	items := l.first(at.step, relayBatch)
+	if at.step > 0 && len(items) == 0 {
+		return false, nil
+	}
+	bound := s.steady
+	if l.failed[at.step] {
+		bound = s.retries // who hangs again and again takes no slot of those that are well
 	}
 	done, err := bound.take(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer done()
-	if len(b.parcels) == 0 {
-		entries, err := r.read(ctx, b, p)
-		if err != nil {
-			// Redis may have given us entries all the same, and the answer was lost: they are looked for first.
-			b.own, b.fresh = "", false
+	if at.step == 0 {
+		if items, err = r.fill(ctx, l, at.partition); err != nil {
 			return false, err
 		}
-		b.parcels = r.parcels(entries)
 	}
-	more = len(b.parcels) > 0
-	if err := r.deliver(ctx, p); err != nil {
+	if len(items) > 0 {
+		err = s.do(ctx, at.partition, items)
+		r.settle(l, at.step, items)
+	}
+	if err != nil {
 		return false, err
 	}
-	b.failed = false
-	return more, nil
+	l.failed[at.step] = false
+	return len(items) > 0, nil
 }
 
-// read returns entries that this relay was given before and lost, by a restart or by a failed read, then those that a
-// dead relay left or whose route's queue failed, then new ones.
-func (r *Relay) read(ctx context.Context, b *batch, p int) (entries []redisstore.Entry, err error) {
+// settle brings items to where their fate sends them.
+func (r *Relay) settle(l *lane, step int, items []*item) {
+	released, room := l.settle(step, items)
+	if step+1 < len(r.steps) {
+		l.ring(step + 1)
+	}
+	if len(released) > 0 {
+		r.mu.Lock()
+		r.inHand -= len(released)
+		for _, it := range released {
+			r.bytes -= it.bytes()
+			if it.sent && step == len(r.steps)-1 {
+				r.relayed++
+			}
+		}
+		r.mu.Unlock()
+	}
+	if room {
+		l.ring(0)
+	}
+}
+
+// fill returns what waits to be sent. Where nothing does it reads, while there is room.
+func (r *Relay) fill(ctx context.Context, l *lane, p int) ([]*item, error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	if !b.fresh {
-		if entries, err = r.outbox.Own(ctx, p, b.own, relayBatch); err != nil {
-			return nil, err
-		}
-		if len(entries) > 0 {
-			b.own = entries[len(entries)-1].StreamID
-			return entries, nil
-		}
-		b.fresh = true
+	err := r.keep(ctx, l, p)
+	if items := l.first(0, relayBatch); len(items) > 0 || err != nil {
+		return items, err
 	}
-	// One whose outbox is empty has nothing to inherit: nobody rings.
-	if now := time.Now(); !now.Before(b.due) {
-		b.inherit, b.due = true, now.Add(takeOverEvery)
+	if !r.room(l) {
+		l.setFull()
+		return nil, nil
 	}
-	if b.inherit {
-		entries, b.looked, err = r.outbox.TakeOver(ctx, p, takeOverIdle, b.looked, relayBatch)
-		b.inherit = err != nil || b.looked != ""
-		if err != nil || len(entries) > 0 {
-			return entries, err
-		}
+	if err := r.read(ctx, l, p); err != nil {
+		// Redis may have given us entries all the same, and the answer was lost: they are looked for first.
+		l.own, l.fresh = "", false
+		return nil, err
 	}
-	return r.outbox.Next(ctx, p, relayBatch)
+	return l.first(0, relayBatch), nil
 }
 
-// parcels sorts entries by queue, in their order. The transitions of users come first.
-func (r *Relay) parcels(entries []redisstore.Entry) []*parcel {
-	users := &parcel{to: r.to.Events}
-	all, byQueue := []*parcel{users}, map[string]*parcel{users.to: users}
-	for _, e := range entries {
-		to, _ := r.to.Of(e.Event)
-		if byQueue[to] == nil {
-			byQueue[to] = &parcel{to: to}
-			all = append(all, byQueue[to])
-		}
-		byQueue[to].entries = append(byQueue[to].entries, e)
+// keep tells the other relays now and then that this one still has in hand what waits long, as for the log. One whose
+// outbox is empty has nothing to keep and nothing to inherit: nobody rings.
+func (r *Relay) keep(ctx context.Context, l *lane, p int) error {
+	now := time.Now()
+	if now.Before(l.due) {
+		return nil
 	}
-	if len(users.entries) == 0 {
-		all = all[1:]
-	}
-	return all
+	l.inherit, l.due = true, now.Add(takeOverEvery)
+	return r.outbox.Keep(ctx, p, l.olderThan(takeOverEvery, now))
 }
 
-// deliver brings each parcel of the batch to its queue. What is left of the batch failed and is taken up where it
-// stopped. What the queue of a route did not take is not left: it waits in the outbox without holding up others, until
-// TakeOver brings it again.
-func (r *Relay) deliver(ctx context.Context, p int) error {
-	b := r.batches[p]
-	var faults []error
-	for i := 0; i < len(b.parcels); {
-		c := b.parcels[i]
-		err := r.bring(ctx, p, c)
-		if err != nil && (c.sent || !r.isRoute(c.to)) {
-			faults = append(faults, err)
-			i++
-			continue
-		}
-		if err != nil {
-			b.inherit = false // the next pass goes on where this one ended
-		}
-		b.parcels = slices.Delete(b.parcels, i, i+1)
-	}
-	return errors.Join(faults...)
-}
-
-func (r *Relay) isRoute(to string) bool { return to != r.to.Events && to != "" }
-
-// bring sends, logs and acknowledges a parcel, in this order. Without a queue it logs the events as dead.
-func (r *Relay) bring(ctx context.Context, p int, c *parcel) error {
-	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
-	defer cancel()
-	end := eventlog.Step{Status: eventlog.Queued}
-	switch {
-	case c.to == "":
-		end = eventlog.Step{Status: eventlog.Dead, Detail: "no pattern of EXPIRATION_ROUTES matches the key any more"}
-	case !c.sent:
-		if err := r.send(ctx, c); err != nil {
-			return fmt.Errorf("send %d events to %s: %w", len(c.entries), c.to, err)
-		}
-		c.sent = true
-	}
-	end.At = time.Now()
-	if err := r.events.Write(ctx, history(c.entries, end)); err != nil {
-		return fmt.Errorf("log %d events: %w", len(c.entries), err)
-	}
-	if err := r.outbox.Acknowledge(ctx, p, c.entries); err != nil {
-		return err
-	}
+// room reports whether the relay may take more of a partition in hand.
+func (r *Relay) room(l *lane) bool {
+	events, bytes := l.size()
 	r.mu.Lock()
-	if c.sent {
-		r.relayed += int64(len(c.entries))
+	defer r.mu.Unlock()
+	switch {
+	case events >= r.limits.events || bytes >= r.limits.bytes:
+		return false
+	case events < relayBatch:
+		return true
 	}
-	r.mu.Unlock()
-	return nil
+	return r.inHand < r.limits.processEvents && r.bytes < r.limits.processBytes
 }
 
-// errResting is the fault of a queue that is left alone for a while.
-var errResting = errors.New("it failed a moment ago")
-
-// send sends a parcel. No event is too large for a queue, whose least limit is 256 KiB (tier Standard): that of a user
-// has about 16 KiB at most (32 sessions of 213 bytes are 7, 16 groups 2, a meta of 1,024 bytes 6 where JSON escapes each, the
-// rest 1), that of a foreign key 11 KiB (its 1,024 bytes come three times, and JSON escapes them).
-func (r *Relay) send(ctx context.Context, c *parcel) error {
-	if r.isRoute(c.to) && r.resting(c.to) {
-		return errResting
+// read takes entries in hand that this relay was given before and lost, by a restart or by a failed read, then those that
+// a dead relay left or whose route's queue failed, then new ones. It takes none only when there are none.
+func (r *Relay) read(ctx context.Context, l *lane, p int) error {
+	for !l.fresh {
+		entries, err := r.outbox.Own(ctx, p, l.own, relayBatch)
+		if err != nil {
+			return err
+		}
+		if len(entries) == 0 {
+			l.fresh = true
+			break
+		}
+		l.own = entries[len(entries)-1].StreamID
+		if r.take(l, entries) {
+			return nil
+		}
 	}
-	messages := make([]queue.Message, len(c.entries))
-	for i, e := range c.entries {
-		var err error
-		if messages[i], err = r.codec.Encode(e.Event, 0); err != nil {
+	if l.inherit {
+		entries, next, err := r.outbox.TakeOver(ctx, p, takeOverIdle, l.known, l.looked, relayBatch)
+		if err != nil {
+			return err
+		}
+		l.looked, l.inherit = next, next != ""
+		took := r.take(l, entries)
+		if !l.inherit {
+			l.passOver()
+		}
+		if took {
+			return nil
+		}
+	}
+	for {
+		entries, err := r.outbox.Next(ctx, p, relayBatch)
+		if err != nil || len(entries) == 0 || r.take(l, entries) {
 			return err
 		}
 	}
-	if !r.isRoute(c.to) {
-		return r.sender.Send(ctx, c.to, messages)
-	}
-	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
-	defer cancel()
-	err := r.sender.Send(ctx, c.to, messages)
-	r.noteRoute(ctx, c.to, err)
-	return err
 }
 
-// history is what the relay knows of the history of entries.
-func history(entries []redisstore.Entry, end eventlog.Step) []eventlog.Update {
-	updates := make([]eventlog.Update, len(entries))
-	for i, e := range entries {
-		updates[i] = eventlog.Update{Event: e.Event, Steps: []eventlog.Step{{Status: eventlog.Detected, At: e.Event.DetectedAt}, end}}
+// take takes entries in hand, and reports whether there was one to take.
+func (r *Relay) take(l *lane, entries []redisstore.Entry) bool {
+	items := l.add(entries, time.Now())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inHand += len(items)
+	for _, it := range items {
+		it.to, _ = r.to.Of(it.entry.Event)
+		r.bytes += it.bytes()
 	}
-	return updates
+	return len(items) > 0
 }
 
-// note records how the last try of a partition went; one line tells of an outage's begin, one of its end.
-func (r *Relay) note(ctx context.Context, p int, err error) {
+// note records how the last try of a step of a partition went; one line tells of an outage's begin, one of its end.
+func (r *Relay) note(ctx context.Context, at place, err error) {
 	if err != nil && ctx.Err() != nil {
 		return // it was broken off: nothing new is known
 	}
 	r.mu.Lock()
 	before := len(r.faults)
-	delete(r.faults, p)
+	delete(r.faults, at)
 	if err != nil {
-		r.faults[p] = err.Error()
+		r.faults[at] = err.Error()
 	}
 	now := len(r.faults)
 	r.mu.Unlock()
 	switch {
 	case before == 0 && now > 0:
-		r.log.WarnContext(ctx, "events cannot be relayed; they wait in the outbox", "partition", p, "error", err, "kind", presence.KindOf(err))
+		r.log.WarnContext(ctx, "events cannot be relayed; they wait in the outbox", "partition", at.partition, "step", r.steps[at.step].name,
+			"error", err, "kind", presence.KindOf(err))
 	case before > 0 && now == 0:
 		r.log.InfoContext(ctx, "events are relayed again")
 	}
 }
 
-// noteRoute records how a send to the queue of a route went, in the same way.
-func (r *Relay) noteRoute(ctx context.Context, to string, err error) {
-	failed := r.failed(to)
-	r.mu.Lock()
-	delete(r.failing, to)
-	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		r.failing[to] = failure{time.Now(), err.Error()}
-	}
-	r.mu.Unlock()
-	switch {
-	case err != nil && !failed:
-		r.log.WarnContext(ctx, "expired keys cannot be sent to the queue of their route; they wait in the outbox", "queue", to, "error", err)
-	case err == nil && failed:
-		r.log.InfoContext(ctx, "expired keys are sent to the queue of their route again", "queue", to)
-	}
+// RelayState is what the relay of this process did since it began, and how it is.
+type RelayState struct {
+	// Relayed counts the events that were sent, logged and acknowledged.
+	Relayed int64
+	// Fault is what fails, "" for nothing.
+	Fault string
+	// Sent is how many events were sent and are not yet logged and acknowledged: they are sent again after a restart, with
+	// the same ids.
+	Sent int
+	// Newer is how many entries of a later version are pending, as far as this process knows. A process of that version
+	// takes them over.
+	Newer int
+	// QueueRefused and LogRefused count the events that the queue or the log refused for good. The first are logged as
+	// dead with the reason, the others were sent; a copy of each is in the quarantine stream. Refusal is the last reason.
+	QueueRefused, LogRefused int64
+	Refusal                  string
+	// Quarantined counts what was put in the quarantine stream: these, and what could not be read.
+	Quarantined int64
 }
 
-// resting reports whether the queue of a route is left alone for now. After its rest one partition tries it, and the
-// others see what comes of it: a queue that hangs holds up one partition at a time.
-func (r *Relay) resting(to string) bool {
+// State returns what the relay did and how it is.
+func (r *Relay) State() RelayState {
+	var s RelayState
+	s.Relayed, s.Fault = r.progress()
+	for _, l := range r.lanes {
+		sent, newer := l.counts()
+		s.Sent += sent
+		s.Newer += newer
+	}
+	s.Quarantined = r.outbox.Quarantined()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f, failed := r.failing[to]
-	rested := time.Since(f.at)
-	if !failed || rested >= routeMemory {
-		return false
-	}
-	if rested < routeRest {
-		return true
-	}
-	f.at = time.Now()
-	r.failing[to] = f
-	return false
+	s.QueueRefused, s.LogRefused, s.Refusal = r.refused.byQueue, r.refused.byLog, r.refused.last
+	return s
 }
 
-// failed reports whether the last send to the queue of a route failed, as far as that is remembered.
-func (r *Relay) failed(to string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	f, ok := r.failing[to]
-	return ok && time.Since(f.at) < routeMemory
+// Warnings says what of the relay somebody has to know or mend.
+func (l *Listener) Warnings() []string {
+	var warnings []string
+	s := l.relay.State()
+	if s.Sent > 0 && s.Fault != "" {
+		warnings = append(warnings, fmt.Sprintf("%d events were sent and wait to be logged; they stay in the outbox until then, and at most %d are sent so", s.Sent, l.relay.limits.processEvents))
+	}
+	if s.Newer > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox have a form that this version does not know; they wait for a process of the version that wrote them: "+
+			"finish the roll-out, or go forward to that version again", s.Newer))
+	}
+	if n := s.QueueRefused + s.LogRefused; n > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d events were refused for good since this process began, %d by the queue (logged as dead) and %d by the event log (sent all the same); "+
+			"the last: %s. Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n, s.QueueRefused, s.LogRefused, s.Refusal))
+	}
+	if n := s.Quarantined - s.QueueRefused - s.LogRefused; n > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox could not be read, in whole or in part, since this process began: somebody else writes to this Redis. "+
+			"Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n))
+	}
+	return warnings
 }
 
 // progress returns how many events were relayed, and what fails, "" for nothing.
 func (r *Relay) progress() (relayed int64, fault string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if failed := slices.Sorted(maps.Keys(r.faults)); len(failed) > 0 {
-		fault = fmt.Sprintf("partition %d: %s", failed[0], r.faults[failed[0]])
-		if more := len(failed) - 1; more > 0 {
-			fault += fmt.Sprintf(" (and %d more of %d partitions)", more, len(r.bells))
+	if failed := slices.SortedFunc(maps.Keys(r.faults), place.compare); len(failed) > 0 {
+		partitions := map[int]bool{}
+		for _, at := range failed {
+			partitions[at.partition] = true
+		}
+		fault = fmt.Sprintf("partition %d: %s", failed[0].partition, r.faults[failed[0]])
+		if more := len(partitions) - 1; more > 0 {
+			fault += fmt.Sprintf(" (and %d more of %d partitions)", more, len(r.lanes))
 		}
 		return r.relayed, fault
 	}

@@ -39,10 +39,16 @@ type relayRig struct {
 
 	mu   sync.Mutex
 	send func(partition int) error
+	// refuses has the queue refuse the messages of a user for good. With unnamed it tells that there is one, and takes
+	// none.
+	refuses string
+	unnamed bool
 	// write is the event log; what it returns is the answer about a batch of that partition.
 	write func(ctx context.Context, partition int) error
 	sent  map[string]int // by user
-	log   bytes.Buffer
+	// updates are what the log took, in its order.
+	updates []eventlog.Update
+	log     bytes.Buffer
 }
 
 // newRelayRig makes a relay that reaches Redis at addr; "" is the server's own.
@@ -130,20 +136,56 @@ func (r *relayRig) Send(_ context.Context, _ string, messages []queue.Message) e
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	refused := refusedMessages{}
+	if r.unnamed && slices.ContainsFunc(messages, func(m queue.Message) bool { return strings.HasPrefix(m.SessionID, r.refuses) }) {
+		return &presence.Error{Kind: presence.Invalid, Message: "too large"}
+	}
 	for _, m := range messages {
+		if r.refuses != "" && strings.HasPrefix(m.SessionID, r.refuses) {
+			refused[m.ID] = "too large"
+			continue
+		}
 		r.sent[m.SessionID]++
 	}
+	if len(refused) > 0 {
+		return fmt.Errorf("send: %w", refused)
+	}
 	return nil
+}
+
+// refusedMessages is what a queue says of messages that it never takes.
+type refusedMessages map[string]string
+
+func (m refusedMessages) Error() string              { return fmt.Sprintf("%d messages are refused", len(m)) }
+func (m refusedMessages) Refused() map[string]string { return m }
+
+// sentOf is how many copies of the events of all users whose names begin so were sent.
+func (r *relayRig) sentOf(prefix string) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for user, copies := range r.sent {
+		if strings.HasPrefix(user, prefix) {
+			n += copies
+		}
+	}
+	return n
 }
 
 func (r *relayRig) Write(ctx context.Context, updates []eventlog.Update) error {
 	r.mu.Lock()
 	write := r.write
 	r.mu.Unlock()
-	if write == nil {
-		return nil
+	var err error
+	if write != nil {
+		err = write(ctx, r.partition(updates[0].Event.User))
 	}
-	return write(ctx, r.partition(updates[0].Event.User))
+	var refused *eventlog.RefusedError
+	if err == nil || errors.As(err, &refused) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.updates = append(r.updates, updates...)
+	}
+	return err
 }
 
 // writes has the event log answer in another way.
@@ -210,6 +252,14 @@ func (l lines) Write(p []byte) (int, error) {
 	l.rig.mu.Lock()
 	defer l.rig.mu.Unlock()
 	return l.rig.log.Write(p)
+}
+
+// slots is how many slots of all steps are taken.
+func (r *relayRig) slots() (n int) {
+	for _, s := range r.relay.steps {
+		n += len(s.steady) + len(s.retries)
+	}
+	return n
 }
 
 func upTo(n int) []int {
@@ -281,29 +331,36 @@ func TestPartitionsThatHang(t *testing.T) {
 	}
 }
 
-// TestRetriesHaveSlotsOfTheirOwn: a partition whose last try failed takes none of the others' slots, until it is well.
+// TestRetriesHaveSlotsOfTheirOwn: a partition whose last try of a step failed takes none of the others' slots, until it is
+// well.
 func TestRetriesHaveSlotsOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	server, prefix := testkit.Shared(t)
-	r := newRelayRig(t, server, prefix, "", 2)
-	for range relayWorkers { // as if others had them for ever
-		r.relay.steady <- struct{}{}
+	for at, name := range []string{"send", "log", "acknowledge"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server, prefix := testkit.Shared(t)
+			r := newRelayRig(t, server, prefix, "", 2)
+			s := r.relay.steps[at]
+			for range relayWorkers { // as if others had them for ever
+				s.steady <- struct{}{}
+			}
+			r.relay.lanes[0].failed[at] = true
+			r.run()
+			r.beat("a", 0, 1)
+			r.until("the one that failed is relayed", func() bool { return r.waiting(0) == 0 })
+			if r.waiting(1) != 1 {
+				t.Error("the other did not wait for a slot")
+			}
+			r.until("it is well, and waits as the other does", func() bool { return len(s.retries) == 0 })
+			r.beat("b", 0)
+			for range relayWorkers {
+				s.retries <- struct{}{}
+			}
+			<-s.steady
+			r.until("all is relayed", func() bool { return r.waiting(0, 1) == 0 })
+			r.once(3)
+		})
 	}
-	r.relay.batches[0].failed = true
-	r.run()
-	r.beat("a", 0, 1)
-	r.until("the one that failed is relayed", func() bool { return r.waiting(0) == 0 })
-	if r.waiting(1) != 1 {
-		t.Error("the other did not wait for a slot")
-	}
-	r.until("it is well, and waits as the other does", func() bool { return len(r.relay.retries) == 0 })
-	r.beat("b", 0)
-	for range relayWorkers {
-		r.relay.retries <- struct{}{}
-	}
-	<-r.relay.steady
-	r.until("all is relayed", func() bool { return r.waiting(0, 1) == 0 })
-	r.once(3)
 }
 
 // TestSlotsAreLent for no longer than lendAfter, and each is given back once.
@@ -371,7 +428,7 @@ func TestPanicOfAPartition(t *testing.T) {
 	r.until("the fault is told", func() bool { _, fault := r.relay.progress(); return fault == "partition 1: panicked: driver fault" })
 	healed.Store(true)
 	r.until("it is relayed", func() bool { return r.waiting(1) == 0 })
-	r.until("no slot is kept", func() bool { return len(r.relay.steady)+len(r.relay.retries) == 0 })
+	r.until("no slot is kept", func() bool { return r.slots() == 0 })
 	r.once(3)
 }
 
@@ -424,7 +481,7 @@ func TestTakeOverIsRare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, _ := strings.Cut(stats, "cmdstat_xautoclaim:calls=")
+	_, text, _ := strings.Cut(stats, "cmdstat_xpending:calls=")
 	text, _, _ = strings.Cut(text, ",")
 	calls, err := strconv.Atoi(text)
 	if most := 1 + int(time.Since(began)/takeOverEvery); err != nil || calls < 1 || calls > most {
@@ -533,7 +590,7 @@ func TestAnswerIsLost(t *testing.T) {
 			r.run()
 			r.beat("before", 0)
 			r.until("it relays", func() bool { return r.waiting(0) == 0 })
-			r.until("it is at rest", func() bool { return len(r.relay.steady) == 0 && len(r.relay.bells[0]) == 0 })
+			r.until("it is at rest", func() bool { return r.slots() == 0 && len(r.relay.lanes[0].bells[0]) == 0 })
 			if reader != "" {
 				r.online("after", 0)
 				if got, err := r.store.Outbox(reader).Next(ctx, 0, 10); len(got) != 1 || err != nil {

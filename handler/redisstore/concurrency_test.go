@@ -201,7 +201,7 @@ func (c *collector) relay(ctx context.Context, o *Outbox, partitions []int, rng 
 			entries, err := o.Next(ctx, p, 20)
 			if err == nil && rng.IntN(3) == 0 {
 				var taken []Entry
-				taken, _, err = o.TakeOver(ctx, p, 0, "", 20)
+				taken, _, err = o.TakeOver(ctx, p, 0, nil, "", 20)
 				entries = append(entries, taken...)
 			}
 			if err != nil {

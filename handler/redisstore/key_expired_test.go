@@ -212,7 +212,7 @@ func TestPassesOverTheUnacknowledged(t *testing.T) {
 		after = entries[len(entries)-1].StreamID
 	}
 	for from, more := "", true; more; {
-		entries, next, err := o.TakeOver(ctx, 0, 0, from, 3)
+		entries, next, err := o.TakeOver(ctx, 0, 0, nil, from, 3)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -706,7 +706,7 @@ func (s *scenario) relay() {
 		s.hold(r, got)
 	case 3:
 		idle := time.Duration(s.rng.IntN(2)) * time.Hour // nothing is idle for an hour
-		got, _, err := s.relays[r].TakeOver(s.ctx, 0, idle, "", limit)
+		got, _, err := s.relays[r].TakeOver(s.ctx, 0, idle, nil, "", limit)
 		s.must("take over", err)
 		var want []Entry
 		if idle == 0 {
@@ -773,13 +773,13 @@ func diffEntries(want, got []Entry) string {
 	same := len(want) == len(got)
 	for i := 0; same && i < len(want); i++ {
 		w := want[i]
-		w.StreamID = got[i].StreamID
+		w.StreamID, w.packed = got[i].StreamID, got[i].packed
 		same = reflect.DeepEqual(w, got[i])
 	}
 	if same {
 		return ""
 	}
-	return cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(Entry{}, "StreamID"))
+	return cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(Entry{}, "StreamID"), cmpopts.IgnoreUnexported(Entry{}))
 }
 
 // compareAll compares everything that is in Redis with the model.
@@ -937,7 +937,7 @@ func (s *scenario) finish() {
 	}
 	for s.next(0, 1000) > 0 {
 	}
-	got, _, err := s.relays[0].TakeOver(s.ctx, 0, 0, "", 100_000)
+	got, _, err := s.relays[0].TakeOver(s.ctx, 0, 0, nil, "", 100_000)
 	s.must("take over", err)
 	s.compareEntries("relay takes over", 0, s.m.takeOver(0, 100_000), got)
 	if len(got) > 0 {

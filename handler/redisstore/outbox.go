@@ -6,8 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -26,13 +30,24 @@ type Entry struct {
 	// N counts the partition's events, from 1.
 	N     int64
 	Event presence.Event
+	// Newer tells that the entry has a form that this version does not know: it has nothing but its StreamID. It stays
+	// pending, and every other relay may take it over at once: a process of the version that wrote it does.
+	Newer bool
+	// packed is the entry as it is stored; the texts of Event are parts of it.
+	packed string
+	// fault says what of the entry could not be read and is left out, "" for nothing.
+	fault string
 }
+
+// Size is how many bytes the entry has in the outbox.
+func (e Entry) Size() int { return len(e.packed) }
 
 // Outbox is the relay's side of the outbox streams. Consumer names this relay: the same name after a restart
 // takes up at once what was left unacknowledged.
 type Outbox struct {
-	store    *Store
-	consumer string
+	store       *Store
+	consumer    string
+	quarantined atomic.Int64
 	// turn is held by the relay's call that uses the connection or waits for it; see Store.background.
 	turn chan struct{}
 }
@@ -116,65 +131,128 @@ func (o *Outbox) messages(ctx context.Context, p int, from string, limit int) (m
 	return messages, nil
 }
 
-// TakeOver takes entries that a relay has not acknowledged for at least idle: it is gone, or stuck. A pass over all
-// begins with from "" and goes on with next until that is "": each call looks at a part of them.
-func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, from string, limit int) (entries []Entry, next string, err error) {
-	client, done, err := o.connect(ctx)
+// TakeOver takes entries that a relay has not acknowledged for at least idle, which is at least a millisecond: it is gone,
+// or stuck. Those that skip names by their StreamID are left alone; nil skips none. A pass over all begins with from "" and goes on with
+// next until that is "": each call looks at a part of them.
+func (o *Outbox) TakeOver(ctx context.Context, partition int, idle time.Duration, skip func(id string) bool, from string, limit int) (entries []Entry, next string, err error) {
+	ids, next, err := o.idle(ctx, partition, idle, from, limit)
 	if err != nil {
 		return nil, from, err
 	}
-	claimed := client.Do(ctx, "xautoclaim", o.store.keys.outbox(partition), relayGroup, o.consumer, idle.Milliseconds(), cmp.Or(from, "0-0"), "count", limit)
-	messages, next, err := claimedOf(claimed)
-	done()
+	if skip != nil {
+		ids = slices.DeleteFunc(ids, skip)
+	}
+	messages, err := o.claim(ctx, partition, idle, ids)
+	if err == nil {
+		entries, err = o.entries(ctx, partition, messages)
+	}
+	if err != nil {
+		return nil, from, err
+	}
+	return entries, next, nil
+}
+
+// idle lists entries that were read at least so long ago and not acknowledged since, of all relays.
+func (o *Outbox) idle(ctx context.Context, p int, idle time.Duration, from string, limit int) (ids []string, next string, err error) {
+	client, done, err := o.connect(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer done()
+	pending, err := client.XPendingExt(ctx, &redis.XPendingExtArgs{
+		Stream: o.store.keys.outbox(p), Group: relayGroup, Idle: idle, Start: cmp.Or(from, "-"), End: "+", Count: int64(limit),
+	}).Result()
 	switch {
 	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
 		return nil, "", nil // no relay has read anything yet
 	case err != nil:
-		return nil, from, unavailable(fmt.Errorf("take over entries of partition %d: %w", partition, err))
-	case next == "0-0":
-		next = ""
+		return nil, "", unavailable(fmt.Errorf("look for pending entries of partition %d: %w", p, err))
 	}
-	entries, err = o.entries(ctx, partition, messages)
-	return entries, next, err
+	for _, e := range pending {
+		ids = append(ids, e.ID)
+	}
+	if len(ids) == limit {
+		next = after(ids[limit-1])
+	}
+	return ids, next, nil
 }
 
-// claimedOf reads the answer of XAUTOCLAIM. Redis 6.2 has a nil in it for each entry that was deleted while it was
-// pending, which go-redis takes for an empty answer. It is the relay's own from now on, and read by Own.
-func claimedOf(cmd *redis.Cmd) (messages []redis.XMessage, next string, err error) {
-	reply, err := cmd.Slice()
+// after is the least StreamID above id.
+func after(id string) string {
+	ms, seq, _ := strings.Cut(id, "-")
+	n, err := strconv.ParseUint(seq, 10, 64)
+	if err != nil || n == math.MaxUint64 {
+		return id // looked at twice: no harm
+	}
+	return ms + "-" + strconv.FormatUint(n+1, 10)
+}
+
+// claim takes entries that are still idle and reads them. It reads by StreamID: a server before 7.0 answers a claim of
+// an entry that was deleted with nothing in its place, which cannot be told from others.
+func (o *Outbox) claim(ctx context.Context, p int, idle time.Duration, ids []string) ([]redis.XMessage, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	client, done, err := o.connect(ctx)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	unexpected := fmt.Errorf("unexpected reply %v", reply)
-	if len(reply) < 2 {
-		return nil, "", unexpected
+	defer done()
+	stream := o.store.keys.outbox(p)
+	ours, err := client.XClaimJustID(ctx, &redis.XClaimArgs{Stream: stream, Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Messages: ids}).Result()
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("take over entries of partition %d: %w", p, err))
 	}
-	next, ok := reply[0].(string)
-	entries, ok2 := reply[1].([]any)
-	if !ok || !ok2 {
-		return nil, "", unexpected
+	if len(ours) == 0 {
+		return nil, nil
 	}
-	for _, entry := range entries {
-		if entry == nil {
-			continue
-		}
-		parts, ok := entry.([]any)
-		if !ok || len(parts) != 2 {
-			return nil, "", unexpected
-		}
-		id, ok := parts[0].(string)
-		fields, _ := parts[1].([]any) // nil for one that was deleted
-		words, ok2 := stringsOf(fields)
-		if !ok || !ok2 || len(words)%2 != 0 {
-			return nil, "", unexpected
-		}
-		m := redis.XMessage{ID: id, Values: map[string]any{}}
-		for i := 0; i < len(words); i += 2 {
-			m.Values[words[i]] = words[i+1]
-		}
-		messages = append(messages, m)
+	pipe := client.Pipeline()
+	reads := make([]*redis.XMessageSliceCmd, len(ours))
+	for i, id := range ours {
+		reads[i] = pipe.XRange(ctx, stream, id, id)
 	}
-	return messages, next, nil
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, unavailable(fmt.Errorf("read entries of partition %d that were taken over: %w", p, err))
+	}
+	messages := make([]redis.XMessage, len(ours))
+	for i, read := range reads {
+		messages[i] = redis.XMessage{ID: ours[i]} // without values: it was deleted
+		for _, m := range read.Val() {
+			messages[i] = m
+		}
+	}
+	return messages, nil
+}
+
+// keepAtOnce bounds the entries that one command of setIdle claims, so that none takes long.
+const keepAtOnce = 500
+
+// Keep tells the other relays that this one still has entries in hand: they do not take them over before they are idle
+// again.
+func (o *Outbox) Keep(ctx context.Context, partition int, ids []string) error {
+	return o.setIdle(ctx, partition, ids, 0)
+}
+
+// longIdle is idle enough for every relay to take an entry over at once.
+const longIdle = time.Hour
+
+func (o *Outbox) setIdle(ctx context.Context, p int, ids []string, idle time.Duration) error {
+	for some := range slices.Chunk(ids, keepAtOnce) {
+		client, done, err := o.connect(ctx)
+		if err != nil {
+			return err
+		}
+		args := []any{"XCLAIM", o.store.keys.outbox(p), relayGroup, o.consumer, 0}
+		for _, id := range some {
+			args = append(args, id)
+		}
+		err = client.Do(ctx, append(args, "IDLE", idle.Milliseconds(), "JUSTID")...).Err()
+		done()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return unavailable(fmt.Errorf("set how long entries of partition %d are pending: %w", p, err))
+		}
+	}
+	return nil
 }
 
 // Acknowledge removes entries that were sent and logged, in one call.
@@ -204,49 +282,104 @@ func (o *Outbox) remove(ctx context.Context, p int, ids []string) error {
 	return nil
 }
 
-// entries reads messages. One that cannot be read goes to the quarantine stream, so that it holds up no other.
+// SetAside keeps a copy of an entry in the quarantine stream, with the reason. The entry itself stays.
+func (o *Outbox) SetAside(ctx context.Context, partition int, e Entry, reason string) error {
+	what := "outbox entry " + e.StreamID
+	if e.Event.ID != "" {
+		what += ", event " + e.Event.ID
+	}
+	return o.quarantine(ctx, partition, what+": "+reason, e.packed)
+}
+
+// Quarantined counts the entries that this process put in the quarantine stream, in whole or in part.
+func (o *Outbox) Quarantined() int64 { return o.quarantined.Load() }
+
+// entries reads messages. One that nobody can read goes to the quarantine stream, so that it holds up no other; one that
+// a later version can read is handed over to others; one that was deleted is forgotten.
 func (o *Outbox) entries(ctx context.Context, p int, messages []redis.XMessage) ([]Entry, error) {
 	entries := make([]Entry, 0, len(messages))
+	var newer, gone []string
 	for _, m := range messages {
-		packed, _ := m.Values["e"].(string)
-		e, err := unpack(packed)
-		if err == nil {
-			e.StreamID = m.ID
-			entries = append(entries, e)
+		if m.Values == nil {
+			gone = append(gone, m.ID)
 			continue
 		}
-		if err := o.quarantine(ctx, p, m, err); err != nil {
+		packed, _ := m.Values["e"].(string)
+		e, err := unpack(packed)
+		e.StreamID, e.packed = m.ID, packed
+		fault := e.fault
+		switch {
+		case errors.Is(err, errNewer):
+			e.Newer = true
+			newer = append(newer, m.ID)
+		case err != nil:
+			fault = err.Error()
+			gone = append(gone, m.ID)
+			if content, err := json.Marshal(m.Values); err == nil {
+				e.packed = string(content) // whatever fields it has
+			}
+		}
+		if fault != "" {
+			if err := o.SetAside(ctx, p, e, fault); err != nil {
+				return nil, err
+			}
+		}
+		if err == nil || e.Newer {
+			entries = append(entries, e)
+		}
+	}
+	if len(gone) > 0 {
+		if err := o.remove(ctx, p, gone); err != nil {
 			return nil, err
 		}
 	}
-	return entries, nil
+	return entries, o.setIdle(ctx, p, newer, longIdle)
 }
 
-func (o *Outbox) quarantine(ctx context.Context, p int, m redis.XMessage, cause error) error {
+func (o *Outbox) quarantine(ctx context.Context, p int, what, content string) error {
 	client, err := o.store.client.connect(ctx)
 	if err != nil {
 		return err
 	}
-	content, err := json.Marshal(m.Values)
-	if err != nil {
-		content = []byte(err.Error())
-	}
 	if err := client.XAdd(ctx, &redis.XAddArgs{
 		Stream: o.store.keys.in(p, "quarantine"), MaxLen: 1000, Approx: true,
-		Values: []any{"key", o.store.keys.outbox(p), "what", "outbox entry " + m.ID + ": " + cause.Error(), "content", content},
+		Values: []any{"key", o.store.keys.outbox(p), "what", what, "content", content},
 	}).Err(); err != nil {
 		return unavailable(fmt.Errorf("put an outbox entry in quarantine: %w", err))
 	}
-	return o.remove(ctx, p, []string{m.ID})
+	o.quarantined.Add(1)
+	return nil
 }
 
-// unpack reads an outbox entry; lua/state.lua has its form, lua/key_expired.lua that of version 2.
+// errNewer says that an entry has a form that this version does not know, and a later one may.
+var errNewer = errors.New("an entry of a later version")
+
+// The forms of names that a later version may bring.
+var (
+	versionForm = regexp.MustCompile(`^[1-9][0-9]{0,3}$`)
+	typeForm    = regexp.MustCompile(`^[a-z]{1,32}(\.[a-z]{1,32}){1,3}$`)
+	reasonForm  = regexp.MustCompile(`^[a-z][a-z-]{0,31}$`)
+)
+
+// unpack reads an outbox entry; lua/state.lua has its form, lua/key_expired.lua that of version 2. It returns errNewer
+// for a version, a type or a reason that it does not know. Lines after those that it knows, and parts of a session after
+// those, are left to the versions that know them.
 func unpack(packed string) (Entry, error) {
-	if strings.HasPrefix(packed, "2\n") {
+	version, _, _ := strings.Cut(packed, "\n")
+	switch {
+	case version == "1":
+		return unpackTransition(packed)
+	case version == "2":
 		return unpackKey(packed)
+	case versionForm.MatchString(version):
+		return Entry{}, errNewer
 	}
-	f := strings.SplitN(packed, "\n", 17)
-	if len(f) != 17 || f[0] != "1" {
+	return Entry{}, errors.New("its first line is no version")
+}
+
+func unpackTransition(packed string) (Entry, error) {
+	f := strings.Split(packed, "\n")
+	if len(f) < 17 {
 		return Entry{}, fmt.Errorf("not an entry of version 1 with 17 lines: it has %d", len(f))
 	}
 	n := numbers{}
@@ -255,12 +388,15 @@ func unpack(packed string) (Entry, error) {
 		Deadline: n.time(f[7]), DetectedAt: n.time(f[8]), LastSeen: n.time(f[9]),
 		Life: f[10], Generation: n.parse(f[11], 0), Traceparent: f[13], Groups: strings.Fields(f[14]),
 	}
-	if f[16] != "" {
-		e.Meta = json.RawMessage(f[16])
+	switch {
+	case !e.Type.Valid() && !typeForm.MatchString(f[1]) || !e.Reason.Valid() && !reasonForm.MatchString(f[5]):
+		return Entry{}, fmt.Errorf("type %q or reason %q has not the form of one", e.Type, e.Reason)
+	case !e.Type.Valid() || !e.Reason.Valid():
+		return Entry{}, errNewer
 	}
 	for _, s := range strings.Fields(f[15]) {
 		p := strings.Split(s, ",")
-		if len(p) != 4 {
+		if len(p) < 4 {
 			return Entry{}, fmt.Errorf("session %q has %d parts", s, len(p))
 		}
 		e.Sessions = append(e.Sessions, presence.EventSession{
@@ -271,24 +407,31 @@ func unpack(packed string) (Entry, error) {
 	switch {
 	case n.bad:
 		return Entry{}, errors.New("a number cannot be read")
-	case !e.Type.Valid() || !e.Reason.Valid():
-		return Entry{}, fmt.Errorf("unknown type %q or reason %q", e.Type, e.Reason)
 	case presence.CheckID(e.User) != "" || presence.CheckID(e.Session) != "":
 		return Entry{}, errors.New("user or session is no id") // the queue would refuse it, and all with it
-	case e.Meta != nil && !json.Valid(e.Meta):
-		return Entry{}, errors.New("meta is not JSON")
+	}
+	entry := Entry{N: counter}
+	if f[16] != "" {
+		// Older builds took what the edge refuses today. Numbers stay as they are written.
+		if e.Meta = json.RawMessage(f[16]); !json.Valid(e.Meta) {
+			e.Meta, entry.fault = nil, "its meta is not JSON, and is left out"
+		}
 	}
 	e.ID = presence.EventID(e.User, e.Session, e.Type, basis)
 	if e.Traceparent == "" {
 		e.Traceparent = presence.TraceparentOf(e.ID)
 	}
-	return Entry{N: counter, Event: e}, nil
+	entry.Event = e
+	return entry, nil
 }
 
 func unpackKey(packed string) (Entry, error) {
 	f := strings.SplitN(packed, "\n", 7)
-	if len(f) != 7 || f[1] != string(presence.KeyExpired) {
+	switch {
+	case len(f) != 7 || !typeForm.MatchString(f[1]):
 		return Entry{}, errors.New("not an entry of version 2: the expiry of a key, with 7 lines")
+	case f[1] != string(presence.KeyExpired):
+		return Entry{}, errNewer
 	}
 	n := numbers{}
 	e := presence.Event{

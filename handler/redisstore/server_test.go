@@ -114,7 +114,7 @@ func useAll(t *testing.T, client *Client) {
 		if err != nil {
 			t.Fatalf("read the outbox: %v", err)
 		}
-		if _, _, err := outbox.TakeOver(t.Context(), p, time.Hour, "", 10); err != nil {
+		if _, _, err := outbox.TakeOver(t.Context(), p, time.Hour, nil, "", 10); err != nil {
 			t.Errorf("take over: %v", err)
 		}
 		if len(entries) > 0 {

@@ -454,10 +454,10 @@ func TestTakeOverOfADeadRelaysEntries(t *testing.T) {
 	if own, err := dead.Own(ctx, p, "", 10); err != nil || len(own) != 1 {
 		t.Fatal(own, err)
 	}
-	if early, _, err := heir.TakeOver(ctx, p, time.Hour, "", 10); err != nil || len(early) != 0 {
+	if early, _, err := heir.TakeOver(ctx, p, time.Hour, nil, "", 10); err != nil || len(early) != 0 {
 		t.Fatal(early, err)
 	}
-	taken, _, err := heir.TakeOver(ctx, p, 0, "", 10)
+	taken, _, err := heir.TakeOver(ctx, p, 0, nil, "", 10)
 	if err != nil || len(taken) != 1 || taken[0].Event.ID != read[0].Event.ID {
 		t.Fatal(taken, err)
 	}

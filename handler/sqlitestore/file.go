@@ -5,9 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -52,7 +54,11 @@ type file struct {
 }
 
 func (s *Store) openFile(ctx context.Context) (_ *file, err error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+	path := *s.path.Load()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		if forbidden(err) {
+			return nil, fmt.Errorf("%w: %w. %s", eventlog.ErrUnwritable, err, cure)
+		}
 		return nil, fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
 	}
 	var opened []interface{ Close() error }
@@ -62,7 +68,7 @@ func (s *Store) openFile(ctx context.Context) (_ *file, err error) {
 		}
 	}()
 
-	w, err := openWriter(ctx, s.dataSource(url.Values{"_txlock": {"immediate"}}), s.retention)
+	w, err := openWriter(ctx, s.dataSource(url.Values{"_txlock": {"immediate"}}), s.retention, s.classify)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +129,7 @@ func (s *Store) dataSource(options url.Values) string {
 	options.Set("_synchronous", "NORMAL")
 	options.Add("_pragma", "cache_size(-16000)")           // KiB
 	options.Add("_pragma", "journal_size_limit(67108864)") // bytes: what a checkpoint leaves of a grown WAL
-	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: s.path}).EscapedPath(), RawQuery: options.Encode()}).String()
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: *s.path.Load()}).EscapedPath(), RawQuery: options.Encode()}).String()
 }
 
 // prepareSchema makes the tables in a new file, and refuses a file of a later version.
@@ -159,15 +165,64 @@ func userVersion(ctx context.Context, db interface {
 }
 
 // classify adds eventlog.ErrUnavailable to an error that may pass: a lock, a full disk, a file that cannot be
-// opened.
-func classify(err error) error {
+// opened. It adds eventlog.ErrUnwritable instead where the file or its folder may not be written by this process.
+func (s *Store) classify(err error) error {
 	var fault *sqlite.Error
 	if !errors.As(err, &fault) {
 		return err
 	}
 	switch fault.Code() & 0xff { // the primary code
-	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN:
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM:
+		if cause := s.unwritable(); cause != nil {
+			return fmt.Errorf("%w: %w: %w. %s", eventlog.ErrUnwritable, cause, err, cure)
+		}
+		return fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL:
 		return fmt.Errorf("%w: %w", eventlog.ErrUnavailable, err)
 	}
 	return err
+}
+
+// unwritable returns why this process may not write the file or make files beside it, nil when it may or when that
+// cannot be told.
+func (s *Store) unwritable() error {
+	path := *s.path.Load()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if forbidden(err) {
+		return err
+	}
+	f, err = os.CreateTemp(filepath.Dir(path), ".writable-*")
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
+	}
+	if forbidden(err) {
+		return err
+	}
+	return nil
+}
+
+// forbidden reports whether err stays until somebody changes rights or mounts.
+func forbidden(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
+}
+
+// isRefusal reports whether the fault is that of one event: the same write of another may succeed.
+func isRefusal(err error) bool {
+	var junk unreadable
+	var fault *sqlite.Error
+	switch {
+	case err == nil:
+		return false
+	case errors.As(err, &junk) || errors.Is(err, eventlog.ErrID):
+		return true
+	case errors.As(err, &fault):
+		switch fault.Code() & 0xff {
+		case sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH:
+			return true
+		}
+	}
+	return false
 }

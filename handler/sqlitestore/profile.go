@@ -25,7 +25,7 @@ func (s *Store) Profile(ctx context.Context, id string) (doc json.RawMessage, et
 		err = eventlog.ErrProfileNotFound
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("read profile %s: %w", id, classify(err))
+		return nil, "", fmt.Errorf("read profile %s: %w", id, s.classify(err))
 	}
 	return text, etag, nil
 }

@@ -11,11 +11,11 @@ package sqlitestore
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"userconnectivity/handler/eventlog"
@@ -29,11 +29,16 @@ const DefaultRetention = 30 * 24 * time.Hour
 const DefaultBusyTimeout = 5 * time.Second
 
 // Store is the event log in one file. It is safe for concurrent use. Its methods return an error that wraps
-// eventlog.ErrUnavailable while the file cannot be opened or stays locked, and eventlog.ErrClosed after Close.
+// eventlog.ErrUnavailable while the file cannot be opened or stays locked, eventlog.ErrUnwritable where this process may
+// not write it at all, and eventlog.ErrClosed after Close.
 type Store struct {
-	path        string
+	usual       string
+	fallback    string // "" for none
 	retention   time.Duration
 	busyTimeout time.Duration
+
+	// path is the one in use: usual, or fallback where usual may not be written.
+	path atomic.Pointer[string]
 
 	// open guards file and closed; taking it can be given up with a context.
 	open   chan struct{}
@@ -50,10 +55,14 @@ func WithRetention(d time.Duration) Option { return func(s *Store) { s.retention
 // WithBusyTimeout sets how long a transaction waits for that of another process, in whole milliseconds.
 func WithBusyTimeout(d time.Duration) Option { return func(s *Store) { s.busyTimeout = d } }
 
+// WithFallback sets a second path, for where this process may not write the first one.
+func WithFallback(path string) Option { return func(s *Store) { s.fallback = path } }
+
 // New returns the store in the file at path. The file and its folder are made, and the file is opened, at
 // the first use; an attempt that went wrong is not remembered.
 func New(path string, options ...Option) *Store {
-	s := &Store{path: path, retention: DefaultRetention, busyTimeout: DefaultBusyTimeout, open: make(chan struct{}, 1)}
+	s := &Store{usual: path, retention: DefaultRetention, busyTimeout: DefaultBusyTimeout, open: make(chan struct{}, 1)}
+	s.path.Store(&path)
 	for _, o := range options {
 		o(s)
 	}
@@ -61,21 +70,29 @@ func New(path string, options ...Option) *Store {
 }
 
 // Write adds the steps of each update to the history of its event, and makes the record where there is none,
-// all in one transaction. An update whose event has a malformed id is left out and reported as eventlog.ErrID.
+// all in one transaction. It returns a *eventlog.RefusedError for events that the file can never keep: one with a
+// malformed id, with a record that this version cannot read, or that the database refuses; the others are written.
 func (s *Store) Write(ctx context.Context, updates []eventlog.Update) error {
-	updates, refused := eventlog.Combine(updates)
+	updates, malformed := eventlog.Combine(updates)
 	if len(updates) == 0 {
-		return refused
+		return eventlog.Refused(malformed)
 	}
-	err := s.write(ctx, func(tx *transaction) error {
+	refused, err := inTransaction(ctx, s, func(tx *transaction) (refused []eventlog.Refusal, _ error) {
 		for _, u := range updates {
-			if err := tx.merge(u); err != nil {
-				return fmt.Errorf("write event %s: %w", u.Event.ID, err)
+			err := tx.merge(u)
+			switch {
+			case isRefusal(err):
+				refused = append(refused, eventlog.Refusal{ID: u.Event.ID, Err: err})
+			case err != nil:
+				return nil, fmt.Errorf("write event %s: %w", u.Event.ID, err)
 			}
 		}
-		return nil
+		return refused, nil
 	})
-	return errors.Join(refused, err)
+	if err != nil {
+		return err
+	}
+	return eventlog.Refused(append(malformed, refused...))
 }
 
 // Event returns one event with its history, or eventlog.ErrNotFound.
@@ -90,7 +107,7 @@ func (s *Store) Event(ctx context.Context, id string) (eventlog.Record, error) {
 		err = eventlog.ErrNotFound
 	}
 	if err != nil {
-		return eventlog.Record{}, fmt.Errorf("read event %.40q: %w", id, classify(err))
+		return eventlog.Record{}, fmt.Errorf("read event %.40q: %w", id, s.classify(err))
 	}
 	return document.Record(), nil
 }
@@ -114,21 +131,20 @@ func (s *Store) UserEvents(ctx context.Context, user string, limit int, continua
 	}
 	page, err := f.page(ctx, user, max(limit, 1), after)
 	if err != nil {
-		return eventlog.Page{}, fmt.Errorf("read events of user %s: %w", user, classify(err))
+		return eventlog.Page{}, fmt.Errorf("read events of user %s: %w", user, s.classify(err))
 	}
 	return page, nil
 }
 
 // Apply makes e the last applied state of its user, and reports whether it did: only a higher epoch replaces.
 func (s *Store) Apply(ctx context.Context, e presence.Event) (applied bool, err error) {
-	err = s.write(ctx, func(tx *transaction) error {
-		var err error
-		if applied, err = tx.apply(e); err != nil {
-			return fmt.Errorf("apply event %s: %w", e.ID, err)
+	return inTransaction(ctx, s, func(tx *transaction) (bool, error) {
+		applied, err := tx.apply(e)
+		if err != nil {
+			return false, fmt.Errorf("apply event %s: %w", e.ID, err)
 		}
-		return nil
+		return applied, nil
 	})
-	return applied && err == nil, err
 }
 
 // User returns the last applied state of a user, and false for one of whom nothing is known. Its sessions
@@ -144,7 +160,7 @@ func (s *Store) User(ctx context.Context, id string) (presence.User, bool, error
 		return presence.User{}, false, nil
 	}
 	if err != nil {
-		return presence.User{}, false, fmt.Errorf("read user %s: %w", id, classify(err))
+		return presence.User{}, false, fmt.Errorf("read user %s: %w", id, s.classify(err))
 	}
 	return document.User(), true, nil
 }
@@ -157,7 +173,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	}
 	var n int
 	if err := f.reader.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&n); err != nil {
-		return fmt.Errorf("read %s: %w", s.path, classify(err))
+		return fmt.Errorf("read %s: %w", *s.path.Load(), s.classify(err))
 	}
 	return nil
 }
@@ -181,28 +197,62 @@ func (s *Store) opened(ctx context.Context) (*file, error) {
 	case s.open <- struct{}{}:
 		defer func() { <-s.open }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("open %s: %w", s.path, ctx.Err())
+		return nil, fmt.Errorf("open %s: %w", s.usual, ctx.Err())
 	}
 	if s.closed {
 		return nil, eventlog.ErrClosed
 	}
-	if s.file == nil {
-		f, err := s.openFile(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", s.path, classify(err))
-		}
-		s.file = f
+	if s.file != nil {
+		return s.file, nil
 	}
-	return s.file, nil
+	err := s.openAt(ctx, s.usual)
+	if errors.Is(err, eventlog.ErrUnwritable) && s.fallback != "" {
+		if at := s.openAt(ctx, s.fallback); at != nil {
+			s.path.Store(&s.usual)
+			err = errors.Join(err, at)
+		} else {
+			err = nil
+		}
+	}
+	return s.file, err
 }
 
-// write runs do in a transaction of the writer.
+// openAt opens the file at path.
+func (s *Store) openAt(ctx context.Context, path string) error {
+	s.path.Store(&path)
+	f, err := s.openFile(ctx)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, s.classify(err))
+	}
+	s.file = f
+	return nil
+}
+
+// Path returns the path of the file that is in use, and the one that it was meant to have.
+func (s *Store) Path() (path, usual string) { return *s.path.Load(), s.usual }
+
+// write runs do in a transaction of the writer. do may still run when ctx has ended and nobody waits for it any more,
+// so it shares nothing with the caller.
 func (s *Store) write(ctx context.Context, do func(*transaction) error) error {
 	f, err := s.opened(ctx)
 	if err != nil {
 		return err
 	}
 	return f.submit(ctx, do)
+}
+
+// inTransaction runs do in a transaction of the writer, as write does, and returns its result once that is committed.
+func inTransaction[T any](ctx context.Context, s *Store, do func(*transaction) (T, error)) (result T, err error) {
+	var last atomic.Pointer[T]
+	err = s.write(ctx, func(tx *transaction) error {
+		got, err := do(tx)
+		last.Store(&got)
+		return err
+	})
+	if err != nil {
+		return result, err
+	}
+	return *last.Load(), nil
 }
 
 // position is where a page ends: the epoch and id of its last event.
@@ -228,9 +278,9 @@ type jsonColumn struct{ into any }
 func (c jsonColumn) Scan(column any) error {
 	switch text := column.(type) {
 	case []byte:
-		return json.Unmarshal(text, c.into)
+		return eventlog.Unmarshal(text, c.into)
 	case string:
-		return json.Unmarshal([]byte(text), c.into)
+		return eventlog.Unmarshal([]byte(text), c.into)
 	}
 	return fmt.Errorf("column is %T, not JSON text", column)
 }

@@ -3,7 +3,6 @@ package sqlitestore
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -31,6 +30,7 @@ type job struct {
 type writer struct {
 	db        *sql.DB
 	retention time.Duration
+	classify  func(error) error
 
 	readEvent, insertEvent, updateEvent, prune *sql.Stmt
 	readUser, writeUser                        *sql.Stmt
@@ -41,14 +41,14 @@ type writer struct {
 	stopped chan struct{} // closed by the goroutine
 }
 
-func openWriter(ctx context.Context, source string, retention time.Duration) (*writer, error) {
+func openWriter(ctx context.Context, source string, retention time.Duration, classify func(error) error) (*writer, error) {
 	db, err := sql.Open("sqlite", source)
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
 	w := &writer{
-		db: db, retention: retention,
+		db: db, retention: retention, classify: classify,
 		jobs: make(chan *job, maxGroup), stop: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if err := w.prepare(ctx); err != nil {
@@ -179,22 +179,22 @@ func (w *writer) commitGroup(group []*job) {
 func (w *writer) commit(group []*job) (err error) {
 	tx, err := w.db.Begin()
 	if err != nil {
-		return fmt.Errorf("begin a transaction: %w", classify(err))
+		return fmt.Errorf("begin a transaction: %w", w.classify(err))
 	}
 	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back
 	t := &transaction{w: w, tx: tx}
 	for _, j := range group {
 		if err := j.do(t); err != nil {
-			return classify(err)
+			return w.classify(err)
 		}
 	}
 	if w.retention > 0 {
 		if _, err := t.exec(w.prune, time.Now().Add(-w.retention).UnixMilli(), maxPruned); err != nil {
-			return fmt.Errorf("forget old events: %w", classify(err))
+			return fmt.Errorf("forget old events: %w", w.classify(err))
 		}
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", classify(err))
+		return fmt.Errorf("commit: %w", w.classify(err))
 	}
 	return nil
 }
@@ -213,58 +213,96 @@ func (t *transaction) row(statement *sql.Stmt, args ...any) *sql.Row {
 	return t.tx.Stmt(statement).QueryRow(args...)
 }
 
-// merge adds an update to the record of its event.
+// unreadable is the fault of a stored document that this version cannot read.
+type unreadable struct{ err error }
+
+func (u unreadable) Error() string {
+	return "what is stored cannot be read by this version: " + u.err.Error()
+}
+func (u unreadable) Unwrap() error { return u.err }
+
+// ErrorKind tells that the same write can never succeed.
+func (u unreadable) ErrorKind() presence.Kind { return presence.Invalid }
+
+// merge adds an update to the record of its event. Members of it that this version does not know stay.
 func (t *transaction) merge(u eventlog.Update) error {
 	var (
-		rowID    int64
-		document eventlog.Document
+		rowID  int64
+		stored string
 	)
-	err := t.row(t.w.readEvent, u.Event.ID).Scan(&rowID, jsonColumn{&document})
-	unknown := errors.Is(err, sql.ErrNoRows)
-	if err != nil && !unknown {
+	err := t.row(t.w.readEvent, u.Event.ID).Scan(&rowID, &stored)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return t.insert(u)
+	case err != nil:
 		return err
 	}
-	record := document.Record()
-	if unknown {
-		if u.Event.Type == "" {
-			return nil
-		}
-		record.Event = u.Event
+	var document eventlog.Document
+	if err := eventlog.Unmarshal([]byte(stored), &document); err != nil {
+		return unreadable{err}
 	}
-	record, changed := record.Merge(u)
-	if !changed && !unknown {
-		return nil
-	}
-	if document, err = eventlog.NewDocument(record); err != nil {
+	next, changed, err := document.Merge(u)
+	if err != nil || !changed {
 		return err
 	}
-	text, err := json.Marshal(document)
+	text, err := eventlog.Overlay([]byte(stored), document, next)
 	if err != nil {
-		return err
+		return unreadable{err}
 	}
-	if unknown {
-		_, err = t.exec(t.w.insertEvent, document.ID, document.User, document.Epoch, document.DetectedAt.UnixMilli(), string(text))
-	} else {
-		_, err = t.exec(t.w.updateEvent, document.Epoch, document.DetectedAt.UnixMilli(), string(text), rowID)
-	}
+	_, err = t.exec(t.w.updateEvent, next.Epoch, next.DetectedAt.UnixMilli(), string(text), rowID)
 	return err
 }
 
-// apply makes e the state of its user when no newer one is there.
+// insert makes the record of an update that brings an event.
+func (t *transaction) insert(u eventlog.Update) error {
+	if u.Event.Type == "" {
+		return nil
+	}
+	record, _ := eventlog.Record{Event: u.Event}.Merge(u)
+	document, err := eventlog.NewDocument(record)
+	if err != nil {
+		return err
+	}
+	text, err := eventlog.Marshal(document)
+	if err != nil {
+		// Only what the client wrote can be what no JSON can hold.
+		document = document.Reduced(1, err.Error())
+		if text, err = eventlog.Marshal(document); err != nil {
+			return err
+		}
+	}
+	_, err = t.exec(t.w.insertEvent, document.ID, document.User, document.Epoch, document.DetectedAt.UnixMilli(), string(text))
+	return err
+}
+
+// apply makes e the state of its user when no newer one is there. Members of the record that this version does not know
+// stay.
 func (t *transaction) apply(e presence.Event) (bool, error) {
-	var document eventlog.UserDocument
-	err := t.row(t.w.readUser, e.User).Scan(jsonColumn{&document})
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+	var stored string
+	err := t.row(t.w.readUser, e.User).Scan(&stored)
+	unknown := errors.Is(err, sql.ErrNoRows)
+	if err != nil && !unknown {
 		return false, err
 	}
-	document, applied := document.Apply(e)
+	var document eventlog.UserDocument
+	if !unknown {
+		if err := eventlog.Unmarshal([]byte(stored), &document); err != nil {
+			return false, unreadable{err}
+		}
+	}
+	next, applied := document.Apply(e)
 	if !applied {
 		return false, nil
 	}
-	text, err := json.Marshal(document)
+	var text []byte
+	if unknown {
+		text, err = eventlog.Marshal(next)
+	} else {
+		text, err = eventlog.Overlay([]byte(stored), document, next)
+	}
 	if err != nil {
 		return false, err
 	}
-	_, err = t.exec(t.w.writeUser, document.ID, string(text))
+	_, err = t.exec(t.w.writeUser, next.ID, string(text))
 	return err == nil, err
 }

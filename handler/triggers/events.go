@@ -3,6 +3,7 @@ package triggers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 
 	"userconnectivity/handler/eventlog"
@@ -46,20 +47,22 @@ type eventView struct {
 
 func viewEvent(r eventlog.Record) eventView {
 	e := r.Event
+	history := r.Chronological()
 	v := eventView{
 		ID: e.ID, Type: e.Type, User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason,
 		Deadline: presence.FormatOptional(e.Deadline), DetectedAt: presence.FormatTime(e.DetectedAt),
 		Groups: append([]string{}, e.Groups...), Sessions: append([]presence.EventSession{}, e.Sessions...), Meta: e.Meta,
-		Traceparent: e.Traceparent, Status: r.Status(), History: make([]stepView, len(r.History)),
+		Traceparent: e.Traceparent, Status: r.Status(), History: make([]stepView, len(history)),
 	}
-	for i, s := range r.History {
+	for i, s := range history {
 		v.History[i] = stepView{Status: s.Status, At: presence.FormatTime(s.At), Detail: s.Detail}
 	}
 	return v
 }
 
-// userEvents is GET /api/users/{user}/events: the user's events, newest first, a page at a time.
-func userEvents(events eventReader) http.HandlerFunc {
+// userEvents is GET /api/users/{user}/events: the user's events, newest first, a page at a time. complete tells whether
+// the log that is asked may have all of them; nil is that it may.
+func userEvents(events eventReader, complete func() bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		id, err := pathID(r, "user")
 		if err != nil {
@@ -79,7 +82,8 @@ func userEvents(events eventReader) http.HandlerFunc {
 		answer := struct {
 			Events       []eventView `json:"events"`
 			Continuation *string     `json:"continuation"`
-		}{Events: make([]eventView, len(page.Records))}
+			Complete     bool        `json:"complete"`
+		}{Events: make([]eventView, len(page.Records)), Complete: complete == nil || complete()}
 		for i, record := range page.Records {
 			answer.Events[i] = viewEvent(record)
 		}
@@ -91,7 +95,7 @@ func userEvents(events eventReader) http.HandlerFunc {
 }
 
 // event is GET /api/events/{id}: one event with its history.
-func event(events eventReader) http.HandlerFunc {
+func event(events eventReader, complete func() bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		id, err := eventID(r)
 		if err != nil {
@@ -99,6 +103,9 @@ func event(events eventReader) http.HandlerFunc {
 			return
 		}
 		record, err := events.Event(r.Context(), id)
+		if errors.Is(err, eventlog.ErrNotFound) && complete != nil && !complete() {
+			err = &presence.Error{Kind: presence.NotFound, Message: "the event log of this instance does not have this event, and it has not all: health says why"}
+		}
 		if err != nil {
 			fail(w, r, err)
 			return

@@ -30,6 +30,8 @@ type Handlers struct {
 	Metrics  meter
 	// Observer is told of every answered request; nil is nobody.
 	Observer observer
+	// Complete reports whether the event log that this process asks may have all events; nil is that it may.
+	Complete func() bool
 	Version  string
 	Log      *slog.Logger
 	// BatchTime is how long a batch of queue messages may take; 0 is half of the queue's lock of 5 minutes.
@@ -73,8 +75,8 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/api/leave", leave(h.Tracker))                                  // Leave
 		r.Delete("/api/users/{user}/sessions/{session}", endSession(h.Tracker)) // EndSession
 		get(r, "/api/users/{user}", user(h.Tracker))                            // User
-		get(r, "/api/users/{user}/events", userEvents(h.Events))                // UserEvents
-		get(r, "/api/events/{id}", event(h.Events))                             // Event
+		get(r, "/api/users/{user}/events", userEvents(h.Events, h.Complete))    // UserEvents
+		get(r, "/api/events/{id}", event(h.Events, h.Complete))                 // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
 		get(r, "/api/health", health(h.Health, h.Version))                      // Health
 		get(r, "/api/listener", expirationListener(h.Listener))                 // ExpirationListener

@@ -14,6 +14,8 @@ const (
 	queryCharge     = 2.3
 	// maxDocument bounds a request, in bytes.
 	maxDocument = 2 << 20
+	// maxDepth bounds the levels of a document. See https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
+	maxDepth = 128
 )
 
 // charged is the charge of an item of size bytes that costs small at 1 KB and ten times that at 100 KB.

@@ -620,6 +620,9 @@ func (r *request) object() (map[string]any, string, *response) {
 	if err != nil {
 		return refuse(http.StatusBadRequest, "the body is not a JSON object")
 	}
+	if depth(body) > maxDepth {
+		return refuse(http.StatusBadRequest, "the document is nested too deep")
+	}
 	id, _ := body["id"].(string)
 	if id == "" || len(id) > 1023 || strings.ContainsAny(id, `/\?#`) {
 		return refuse(http.StatusBadRequest, "the id is missing, too long, or has one of the characters / \\ ? #")
@@ -631,6 +634,23 @@ func (r *request) object() (map[string]any, string, *response) {
 		delete(body, name)
 	}
 	return body, id, nil
+}
+
+// depth is how many levels of objects and arrays a value has.
+func depth(v any) (n int) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, member := range v {
+			n = max(n, depth(member))
+		}
+		return n + 1
+	case []any:
+		for _, element := range v {
+			n = max(n, depth(element))
+		}
+		return n + 1
+	}
+	return 0
 }
 
 func (s *Server) create(r *request) response {
