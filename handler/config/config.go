@@ -6,6 +6,7 @@ package config
 import (
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"userconnectivity/handler/presence"
@@ -106,6 +107,12 @@ func FromEnv(lookup func(string) (string, bool)) (Config, Problems) {
 		CosmosDatabase: r.text(EventLog, "COSMOS_DATABASE", "connectivity", databaseName),
 		DataDir:        r.text(EventLog, "DATA_DIR", ".data", folder),
 	}
+	// What goes behind another setting, and is not used, holds nothing up.
+	r.demote(c.RedisURL != "", "REDIS_HOST", "REDIS_ACCESS_KEY")
+	r.demote(c.ServiceBusConnection != "", "ServiceBusConnection__fullyQualifiedNamespace")
+	r.demote(c.ServiceBusConnection != "" || c.ServiceBusNamespace != "", "LOCAL_QUEUE_URL")
+	r.demote(account != "", "DATA_DIR")
+	r.demote(account == "" && !r.isWrong("COSMOS_ENDPOINT"), "COSMOS_KEY", "COSMOS_DATABASE")
 	r.minor = true // what follows has a default that loses nothing
 	c.MaxInstances = r.integer(Redis, "MAX_INSTANCES", 20, 1, 1000)
 	c.RedisMaxClients = r.integer(Redis, "REDIS_MAX_CLIENTS", 0, 0, 1_000_000)
@@ -116,6 +123,19 @@ func FromEnv(lookup func(string) (string, bool)) (Config, Problems) {
 	c.App = r.text(Process, "WEBSITE_SITE_NAME", "user-connectivity", appName)
 	c.Instance = r.text(Process, "WEBSITE_INSTANCE_ID", hostname(), instanceName)
 	return c, r.problems
+}
+
+// Lookup returns what looks variables up in an environment ("NAME=value"), as os.LookupEnv does.
+func Lookup(environ []string) func(name string) (string, bool) {
+	variables := make(map[string]string, len(environ))
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		variables[name] = value
+	}
+	return func(name string) (string, bool) {
+		value, ok := variables[name]
+		return value, ok
+	}
 }
 
 // Names returns the names of all settings, in the order in which they are read.

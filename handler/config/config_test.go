@@ -299,7 +299,7 @@ func TestAllProblemsAreToldAtOnce(t *testing.T) {
 func TestProblemsOfAPart(t *testing.T) {
 	t.Parallel()
 	_, problems := fromEnv(map[string]string{
-		"COSMOS_KEY": "@Microsoft.KeyVault(x)", "MAX_INSTANCES": "many", "EVENTS_QUEUE": "my queue", "EVENT_TYPE_PREFIX": "my prefix", "LOG_LEVEL": "loud",
+		"COSMOS_ENDPOINT": "https://x.documents.azure.com", "COSMOS_KEY": "@Microsoft.KeyVault(x)", "MAX_INSTANCES": "many", "EVENTS_QUEUE": "my queue", "EVENT_TYPE_PREFIX": "my prefix", "LOG_LEVEL": "loud",
 	})
 	for part, want := range map[config.Part]struct {
 		unusable []string
@@ -319,6 +319,36 @@ func TestProblemsOfAPart(t *testing.T) {
 			if !strings.Contains(unusable.Error(), name) {
 				t.Errorf("%s: %v does not name %s", part, unusable, name)
 			}
+		}
+	}
+}
+
+// TestProblemsOfUnusedSettings: what another setting goes before holds nothing up.
+func TestProblemsOfUnusedSettings(t *testing.T) {
+	t.Parallel()
+	const reference = "@Microsoft.KeyVault(x)"
+	for _, tt := range []struct {
+		env    map[string]string
+		part   config.Part
+		usable bool
+	}{
+		{map[string]string{"REDIS_ACCESS_KEY": reference, "REDIS_HOST": "host"}, config.Redis, false},
+		{map[string]string{"REDIS_ACCESS_KEY": reference, "REDIS_URL": "redis://host"}, config.Redis, true},
+		{map[string]string{"REDIS_HOST": "redis://host", "REDIS_URL": "redis://host"}, config.Redis, true},
+		{map[string]string{"REDIS_HOST": "redis://host", "REDIS_URL": reference}, config.Redis, false},
+		{map[string]string{"ServiceBusConnection__fullyQualifiedNamespace": reference, "ServiceBusConnection": sas}, config.Queue, true},
+		{map[string]string{"ServiceBusConnection__fullyQualifiedNamespace": "x.servicebus.windows.net", "ServiceBusConnection": reference}, config.Queue, false},
+		{map[string]string{"LOCAL_QUEUE_URL": reference, "ServiceBusConnection": sas}, config.Queue, true},
+		{map[string]string{"COSMOS_KEY": reference, "COSMOS_ENDPOINT": "https://x.documents.azure.com"}, config.EventLog, false},
+		{map[string]string{"COSMOS_KEY": reference, "COSMOS_ENDPOINT": reference}, config.EventLog, false},
+		{map[string]string{"COSMOS_KEY": reference}, config.EventLog, true},
+		{map[string]string{"DATA_DIR": reference}, config.EventLog, false},
+		{map[string]string{"DATA_DIR": reference, "COSMOS_ENDPOINT": "https://x.documents.azure.com"}, config.EventLog, true},
+	} {
+		_, problems := fromEnv(tt.env)
+		unusable, minor := problems.Of(tt.part)
+		if (unusable == nil) != tt.usable || tt.usable && len(minor) == 0 {
+			t.Errorf("%v: %v, %q", tt.env, unusable, minor)
 		}
 	}
 }

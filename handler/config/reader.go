@@ -106,6 +106,20 @@ func (r *reader) text(part Part, name, usual string, f form) string {
 	return usual
 }
 
+// isWrong reports whether a setting was found wrong.
+func (r *reader) isWrong(name string) bool {
+	return slices.ContainsFunc(r.problems, func(p Problem) bool { return p.Setting == name })
+}
+
+// demote makes problems of settings minor ones, if they are not used.
+func (r *reader) demote(unused bool, names ...string) {
+	for i := range r.problems {
+		if unused && slices.Contains(names, r.problems[i].Setting) {
+			r.problems[i].Minor = true
+		}
+	}
+}
+
 func (r *reader) integer(part Part, name string, usual, least, most int) int {
 	n := usual
 	r.text(part, name, "", form{

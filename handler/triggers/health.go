@@ -4,14 +4,13 @@ import (
 	"context"
 	_ "embed"
 	"net/http"
-)
 
-// Part is the state of one part of the app, as health shows it. Status is "ok", "degraded" or "down".
-type Part map[string]any
+	"userconnectivity/handler/health"
+)
 
 // healthChecker tells the state of every part by name.
 type healthChecker interface {
-	Health(ctx context.Context) map[string]Part
+	Health(ctx context.Context) map[string]health.Part
 }
 
 // live is GET /api/live: 200 while the process can answer. It asks nothing of any other part: a probe that
@@ -22,25 +21,18 @@ func live(w http.ResponseWriter, _ *http.Request) {
 	}{"ok"})
 }
 
-// health is GET /api/health: the state of every part. The app is as well as its worst part.
-func health(h healthChecker, version string) http.HandlerFunc {
+// healthOf is GET /api/health: the state of every part. The app is as well as its worst part; 503 while one is down.
+func healthOf(h healthChecker, version string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		parts := h.Health(r.Context())
-		worst, code := "ok", http.StatusOK
-		for _, p := range parts {
-			switch p["status"] {
-			case "down":
-				worst, code = "down", http.StatusServiceUnavailable
-			case "degraded":
-				if worst == "ok" {
-					worst = "degraded"
-				}
-			}
+		worst, code := health.Worst(parts), http.StatusOK
+		if worst == health.Down {
+			code = http.StatusServiceUnavailable
 		}
 		reply(w, code, struct {
-			Status  string          `json:"status"`
-			Version string          `json:"version"`
-			Parts   map[string]Part `json:"parts"`
+			Status  health.Status          `json:"status"`
+			Version string                 `json:"version"`
+			Parts   map[string]health.Part `json:"parts"`
 		}{worst, version, parts})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
@@ -69,9 +70,9 @@ func (f failing) Process(ctx context.Context, _ []worker.Delivery) error     { r
 func (f failing) DeadLetters(ctx context.Context, _ []worker.Delivery) error { return f.fail(ctx) }
 func (f failing) Supervise(time.Time) []string                               { _ = f.fail(context.Background()); return nil }
 
-func (f failing) Health(ctx context.Context) map[string]triggers.Part {
+func (f failing) Health(ctx context.Context) map[string]health.Part {
 	_ = f.fail(ctx)
-	return health{}.Health(ctx)
+	return parts{}.Health(ctx)
 }
 
 func (f failing) Metrics() []byte {

@@ -68,7 +68,7 @@ func Routes(h Handlers) *chi.Mux {
 		r.Get("/api/users/{user}/events", userEvents(h.Events))                 // UserEvents
 		r.Get("/api/events/{id}", event(h.Events))                              // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
-		r.Get("/api/health", health(h.Health, h.Version))                       // Health
+		r.Get("/api/health", healthOf(h.Health, h.Version))                     // Health
 		r.Get("/api/openapi.json", openAPIDocument)                             // OpenApi
 	})
 	r.Group(func(r chi.Router) {
