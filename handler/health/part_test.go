@@ -17,7 +17,7 @@ func TestPartIsOneObject(t *testing.T) {
 	}
 	for want, part := range map[string]health.Part{
 		`{"status":"ok","ageMs":0}`:                                         {},
-		`{"status":"down","detail":"start <it>","ageMs":1500}`:                {Status: health.Down, Detail: "start <it>", Age: 1500 * time.Millisecond},
+		`{"status":"down","detail":"start <it>","ageMs":1500}`:              {Status: health.Down, Detail: "start <it>", Age: 1500 * time.Millisecond},
 		`{"status":"degraded","detail":"a \"b\"","ageMs":0,"running":true}`: {Status: health.Degraded, Detail: `a "b"`, Figures: figures{Running: true}},
 		`{"status":"ok","ageMs":0,"a":1}`:                                   {Figures: map[string]any{"a": 1}},
 		`{"status":"unknown","detail":"it runs elsewhere","ageMs":0}`:       {Status: health.Unknown, Detail: "it runs elsewhere", Figures: struct{}{}},
