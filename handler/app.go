@@ -117,6 +117,7 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 		Listener: a.listener,
 		Health:   a,
 		Metrics:  a,
+		Observer: a.requests,
 		Version:  version,
 		Log:      log,
 	})

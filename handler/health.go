@@ -281,13 +281,15 @@ func (a *app) queuePart(ctx context.Context) health.Part {
 type queueChecker interface {
 	// Check returns a warning, with the cure, for each property that would break a promise.
 	Check(ctx context.Context, queue string) []string
+	// CheckAside returns a warning for each of the queues whose messages were put aside.
+	CheckAside(ctx context.Context, queues ...string) []string
 }
 
 // checkQueue looks at the properties of the queue at the start and now and then, until ctx ends. Health shows what
 // it found, and a line in the log tells of each change.
 func (a *app) checkQueue(ctx context.Context, checker queueChecker) {
 	for ctx.Err() == nil {
-		warnings := checker.Check(ctx, a.cfg.EventsQueue)
+		warnings := append(checker.Check(ctx, a.cfg.EventsQueue), checker.CheckAside(ctx, queue.ConnectivityEvents, queue.Heartbeats)...)
 		before := a.queueWarnings.Swap(&warnings)
 		if len(warnings) > 0 && (before == nil || !slices.Equal(*before, warnings)) {
 			a.log.WarnContext(ctx, "the queue is not as it should be", "queue", a.cfg.EventsQueue, "warnings", warnings)

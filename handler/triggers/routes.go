@@ -28,6 +28,8 @@ type Handlers struct {
 	Listener supervisor
 	Health   healthChecker
 	Metrics  meter
+	// Observer is told of every answered request; nil is nobody.
+	Observer observer
 	Version  string
 	Log      *slog.Logger
 }
@@ -49,7 +51,7 @@ const (
 // Routes returns the router: one line for each function, in the order of the HTTP API.
 func Routes(h Handlers) *chi.Mux {
 	r := chi.NewRouter()
-	r.Use(withLogger(h.Log), recovered)
+	r.Use(withLogger(h.Log), observed(h.Observer), recovered)
 	r.NotFound(notFound)
 	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, w, req) })
 	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
