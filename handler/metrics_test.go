@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -21,10 +23,12 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/metrics"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/queue"
 )
 
 // served is a whole app behind its routes.
@@ -240,6 +244,76 @@ func TestMetrics(t *testing.T) {
 	})
 	if _, _, text := s.call("GET", "/api/metrics", nil); bytes.Contains(text, []byte("secret")) || bytes.Contains(text, []byte(server.Addr)) {
 		t.Errorf("what clients and Redis name is shown:\n%s", text)
+	}
+}
+
+// TestMetricsInTheDocument: docs/metrics.md lists every metric with its kind, and no other.
+func TestMetricsInTheDocument(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| ([a-z]+) \\| ([^|]*) ?\\| .+ \\|$").FindAllStringSubmatch(string(text), -1) {
+		if listed[row[1]] != "" {
+			t.Errorf("%s is listed twice", row[1])
+		}
+		listed[row[1]] = row[2] + " " + strings.Join(strings.Fields(strings.NewReplacer("`", "", ",", "", "on a cluster", "").Replace(row[3])), " ")
+	}
+	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200"})
+	s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
+	s.sent = queue.NewMeter(takingAll{})
+	s.metrics = metrics.NewRegistry(s.collectors()...)
+	if err := s.sent.Send(t.Context(), "events", nil); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1, DetectedAt: at}
+	if err := s.logged.Write(t.Context(), []eventlog.Update{{Event: e, Steps: []eventlog.Step{{Status: eventlog.Processing, At: at}, {Status: eventlog.Done, At: at}}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceScheduled|StartTimeInUTC|2099-01-01T00:00:00", time.Now()))
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.census.Run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	s.waitFor("all is told", map[string]float64{"redis_memory_limit_bytes": 0, "listener_running": 1})
+	_, _, told := s.call("GET", "/api/metrics", nil)
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(told))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, family := range families {
+		name, ours := strings.CutPrefix(name, metrics.Prefix)
+		if !ours {
+			continue
+		}
+		kind, labels := strings.ToLower(family.GetType().String()), map[string]bool{}
+		for _, l := range family.Metric[0].Label {
+			labels[l.GetName()] = true
+		}
+		for label := range strings.FieldsSeq(strings.TrimPrefix(listed[name], kind)) {
+			if !labels[label] && label != "node" {
+				t.Errorf("docs/metrics.md says that %s has the label %s", name, label)
+			}
+			delete(labels, label)
+		}
+		if !strings.HasPrefix(listed[name], kind+" ") || len(labels) > 0 {
+			t.Errorf("%s is a %s with other labels %v, and docs/metrics.md says %q", name, kind, labels, listed[name])
+		}
+		delete(listed, name)
+	}
+	// These are told only after something failed.
+	for _, name := range []string{"queue_sends_failed_total", "eventlog_calls_failed_total"} {
+		delete(listed, name)
+	}
+	if len(listed) > 0 {
+		t.Errorf("docs/metrics.md lists what is not told: %v", listed)
 	}
 }
 
