@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,9 +22,11 @@ import (
 	"userconnectivity/handler/deferral"
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/expiry"
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/identity"
 	"userconnectivity/handler/localqueue"
 	"userconnectivity/handler/maintenance"
+	"userconnectivity/handler/metrics"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
@@ -53,6 +56,7 @@ type recordStore interface {
 // app is every part, connected. This file is the only one that knows them all.
 type app struct {
 	cfg      config.Config
+	wrong    config.Problems
 	log      *slog.Logger
 	redis    *redisstore.Client
 	breaker  *maintenance.Set
@@ -61,58 +65,68 @@ type app struct {
 	records  recordStore
 	sender   sender
 	listener *expiry.Listener
+	worker   *worker.Worker
 	router   http.Handler
 	// trackers are the ways in of heartbeats, by their names in the metrics.
 	trackers map[string]*presence.Tracker
-	// looks are those of health that run now, and queueWarnings what the last look at the queue's properties found.
+	// requests, sent and logged measure the ways in and out, and census the whole state; metrics has all numbers.
+	requests *metrics.HTTP
+	sent     *queue.Meter
+	logged   *eventlog.Meter
+	census   *redisstore.Census
+	metrics  *metrics.Registry
+	identity *identity.Identity
+	// looks are those of health that run now, begun has when each began, and rises when counters last rose.
+	// queueWarnings is what the last look at the queue's properties found.
 	looks         singleflight.Group
+	begun         sync.Map
+	rises         health.Rises
 	queueWarnings atomic.Pointer[[]string]
 }
 
-// build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once.
-func build(cfg config.Config, log *slog.Logger) (*app, error) {
-	a := &app{cfg: cfg, log: log}
-	var err error
-	who := identity.New()
+// build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once. A part
+// whose settings are wrong refuses every call with the reason, and the others do their work.
+func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
+	a := &app{cfg: cfg, wrong: append(wrong, cfg.Ignored()...), log: log, identity: identity.New()}
 	a.breaker = maintenance.NewSet(maintenance.SetConfig{
 		Log:   log,
 		Ping:  func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) },
 		Broke: func(node string) { a.redis.Abandon(node) },
 	})
-	a.redis = redisstore.NewClient(redisEndpoint(cfg, who), cfg.App+"/"+cfg.Instance, a.breaker)
+	a.redis = redisstore.NewClient(a.redisEndpoint(), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.redis.Log, a.redis.KeepSettings = log, !cfg.SetNotifications
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys, Log: log})
-	a.records = newRecords(cfg, who)
-	if a.sender, err = newSender(cfg, who, log); err != nil {
-		return nil, fmt.Errorf("settings: %w", err)
-	}
+	a.records, a.sender = a.newRecords(), a.newSender()
+	a.requests, a.sent, a.logged, a.census = metrics.NewHTTP(), queue.NewMeter(a.sender), eventlog.NewMeter(a.records), redisstore.NewCensus(a.store)
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
 	a.deferred = deferral.New(a.store, a.store.Away, deferral.Config{Log: log})
-	tracker := presence.NewTracker(a.deferred, a.records, cfg.SessionTTL)
+	tracker := presence.NewTracker(a.deferred, a.logged, cfg.SessionTTL)
 	// What comes over a queue is not kept in memory: the broker keeps it until it is applied. Only while some primaries of
 	// a cluster are away, and others are not, the beats of theirs are, as nobody else's may wait behind them.
 	away := func() bool { _, all := a.breaker.Open(""); return all }
-	queued := presence.NewTracker(a.deferred.Unless(away), a.records, cfg.SessionTTL)
+	queued := presence.NewTracker(a.deferred.Unless(away), a.logged, cfg.SessionTTL)
 	a.trackers = map[string]*presence.Tracker{overHTTP: tracker, overQueue: queued}
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
-	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sender, a.records, codec, to, log)
+	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sent, a.logged, codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
-	work := worker.New(a.records, a.records, a.sender, codec, to, cfg.MaxDelivery, log)
+	a.worker = worker.New(a.logged, a.logged, a.sent, codec, to, cfg.MaxDelivery, log)
 	a.router = triggers.Routes(triggers.Handlers{
 		Tracker:  tracker,
-		Events:   a.records,
-		Replayer: work,
-		Worker:   work,
-		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sender, Away: away},
+		Events:   a.logged,
+		Replayer: a.worker,
+		Worker:   a.worker,
+		Beats:    triggers.HeartbeatQueue{Tracker: queued, Sender: a.sent, Away: away},
 		Listener: a,
 		Health:   a,
 		Metrics:  a,
 		Complete: a.logIsComplete,
+		Observer: a.requests,
 		Version:  version,
 		Log:      log,
 	})
-	return a, nil
+	a.metrics = metrics.NewRegistry(a.collectors()...)
+	return a
 }
 
 // close ends what the parts hold open.
@@ -128,19 +142,24 @@ func (a *app) close() error {
 }
 
 // redisEndpoint chooses how Redis is reached: by URL, by host and access key, or by host and identity.
-func redisEndpoint(cfg config.Config, who *identity.Identity) redisstore.Endpoint {
+func (a *app) redisEndpoint() redisstore.Endpoint {
+	cfg := a.cfg
 	e := redisstore.Endpoint{
 		URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey),
 		Unannounced: cfg.MaintenanceEvents == "off",
 	}
-	if e.URL == "" && e.Host != "" && e.AccessKey == "" {
-		e.Credentials, e.Life = who.Redis, identity.RedisConnectionLife
+	if e.Unusable, _ = a.wrong.Of(config.Redis); e.Unusable == nil && e.URL == "" && e.Host != "" && e.AccessKey == "" {
+		e.Credentials, e.Life = a.identity.Redis, identity.RedisConnectionLife
 	}
 	return e
 }
 
 // newRecords chooses the event log: Cosmos DB where an account is set, else a file.
-func newRecords(cfg config.Config, who *identity.Identity) recordStore {
+func (a *app) newRecords() recordStore {
+	cfg := a.cfg
+	if wrong, _ := a.wrong.Of(config.EventLog); wrong != nil {
+		return noRecords{unusableRecords(wrong)}
+	}
 	if cfg.CosmosEndpoint == "" {
 		const name = "events.db"
 		var options []sqlitestore.Option
@@ -151,39 +170,36 @@ func newRecords(cfg config.Config, who *identity.Identity) recordStore {
 	}
 	c := cosmosstore.Config{Endpoint: cfg.CosmosEndpoint, Key: cosmosstore.Secret(cfg.CosmosKey), Database: cfg.CosmosDatabase}
 	if cfg.CosmosKey == "" {
-		c.Credential = who.Credential
+		c.Credential = a.identity.Credential
 	}
 	return cosmosstore.New(c)
 }
 
 // newSender chooses the queue: Service Bus where a connection is set, else the local host's embedded broker.
-func newSender(cfg config.Config, who *identity.Identity, log *slog.Logger) (sender, error) {
+func (a *app) newSender() sender {
+	cfg := a.cfg
+	wrong, _ := a.wrong.Of(config.Queue)
 	switch {
+	case wrong != nil: // not even another queue is used: the events would be where nobody looks
 	case cfg.ServiceBusConnection != "":
-		s, err := servicebus.New(servicebus.Config{ConnectionString: string(cfg.ServiceBusConnection), Logger: log})
-		if err != nil {
-			return nil, fmt.Errorf("ServiceBusConnection: %w", err)
+		s, err := servicebus.New(servicebus.Config{ConnectionString: string(cfg.ServiceBusConnection), Logger: a.log})
+		if err == nil {
+			return s
 		}
-		return s, nil
+		wrong = fmt.Errorf("ServiceBusConnection: %w", err)
 	case cfg.ServiceBusNamespace != "":
-		s, err := servicebus.New(servicebus.Config{Namespace: cfg.ServiceBusNamespace, Credential: who.Credential, Logger: log})
-		if err != nil {
-			return nil, fmt.Errorf("ServiceBusConnection__fullyQualifiedNamespace: %w", err)
+		s, err := servicebus.New(servicebus.Config{Namespace: cfg.ServiceBusNamespace, Credential: a.identity.Credential, Logger: a.log})
+		if err == nil {
+			return s
 		}
-		return s, nil
+		wrong = fmt.Errorf("ServiceBusConnection__fullyQualifiedNamespace: %w", err)
 	case cfg.LocalQueueURL != "":
-		return localqueue.New(cfg.LocalQueueURL, nil), nil
+		return localqueue.New(cfg.LocalQueueURL, nil)
+	default:
+		return noSender{errNoQueue}
 	}
-	return noSender{}, nil
+	return noSender{unusableQueue(wrong)}
 }
-
-// noSender is the queue of an app without one: every event waits in the outbox.
-type noSender struct{}
-
-var errNoQueue = &presence.Error{Kind: presence.Unavailable, Message: "no queue is set: set ServiceBusConnection, or run under the local host, which sets LOCAL_QUEUE_URL"}
-
-func (noSender) Send(context.Context, string, []queue.Message) error { return errNoQueue }
-func (noSender) Ping(context.Context, string) error                  { return errNoQueue }
 
 // subscribe keeps the one subscription of this process, to expired events and to Azure's maintenance messages.
 // A process without the listener has one only where the budget of connections allows it.
@@ -248,11 +264,12 @@ func (a *app) budget(perProcess int) redisstore.Budget {
 // closeTimeout bounds the end of a handler that is asked to end.
 const closeTimeout = 5 * time.Second
 
-// run is the life of the process: settings, listen, serve until ctx ends or the parent is gone.
-func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer) error {
-	cfg, err := config.FromEnv(lookup)
-	if err != nil {
-		return err
+// run is the life of the process: settings, listen, serve until ctx ends or the parent is gone. Settings that are wrong
+// end it only where it could not even say so: the host stops the whole app after three ends, with all that runs well.
+func run(ctx context.Context, environ []string, out io.Writer) error {
+	cfg, wrong := config.FromEnv(config.Lookup(environ))
+	if unusable, _ := wrong.Of(config.Process); unusable != nil {
+		return fmt.Errorf("settings: %w", unusable)
 	}
 	log := newLogger(out, cfg.LogLevel)
 	listen, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
@@ -260,10 +277,8 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 		return fmt.Errorf("listen on FUNCTIONS_CUSTOMHANDLER_PORT: %w", err)
 	}
 	redisstore.LogTo(log)
-	a, err := build(cfg, log)
-	if err != nil {
-		return err
-	}
+	a := build(cfg, wrong, log)
+	a.tellSettings(ctx, config.Misspelt(environ))
 	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.
 	server := &http.Server{
 		Handler: a.router, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,
@@ -322,6 +337,10 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 			}
 			return err
 		})
+		g.Go(func() error {
+			a.census.Run(ctx)
+			return nil
+		})
 		if checker, ok := a.sender.(queueChecker); ok {
 			g.Go(func() error {
 				a.checkQueue(ctx, checker)
@@ -339,5 +358,19 @@ func run(ctx context.Context, lookup func(string) (string, bool), out io.Writer)
 		return err
 	case err := <-hung:
 		return err
+	}
+}
+
+// tellSettings logs what is wrong with the settings: an error for each that holds a part up.
+func (a *app) tellSettings(ctx context.Context, misspelt []string) {
+	for _, p := range a.wrong {
+		level, message := slog.LevelError, "a setting is wrong: a part of the app does not run"
+		if p.Minor {
+			level, message = slog.LevelWarn, "a setting is wrong or has no effect"
+		}
+		a.log.Log(ctx, level, message, "setting", p.Setting, "part", p.Part, "problem", p.Text)
+	}
+	for _, warning := range misspelt {
+		a.log.WarnContext(ctx, "a setting may be misspelt", "problem", warning)
 	}
 }

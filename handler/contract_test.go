@@ -10,8 +10,10 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 
 	"userconnectivity/handler/cosmosstore/cosmosfake"
+	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
+	"userconnectivity/handler/presence"
 )
 
 // openContract reads the contract that an app serves.
@@ -102,8 +104,13 @@ func TestHealthIsAsDocumented(t *testing.T) {
 	s.must(202, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
 	look(s, "maintenance", 200, 503)
 
-	other := serveApp(t, server.URL(), map[string]string{"AzureWebJobs_ExpirationListener_Disabled": "true"})
+	other := serveApp(t, server.URL(), map[string]string{"AzureWebJobs_ExpirationListener_Disabled": "true", "LOG_LEVEL": "loud"})
 	look(other, "without the listener and before anything was asked", 200)
+	given := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1, DetectedAt: time.Now()}
+	if err := other.logged.Write(t.Context(), []eventlog.Update{{Event: given, Steps: []eventlog.Step{{Status: eventlog.Dead, At: time.Now()}}}}); err != nil {
+		t.Fatal(err)
+	}
+	look(other, "an event was given up", 200)
 	many := serveApp(t, cluster.Primaries[0].URL(), nil)
 	many.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
 	many.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceStart", time.Now()))

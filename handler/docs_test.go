@@ -152,9 +152,9 @@ func TestSettingsTable(t *testing.T) {
 
 func settings(t *testing.T, value func(name string) string) config.Config {
 	t.Helper()
-	c, err := config.FromEnv(func(name string) (string, bool) { return value(name), true })
-	if err != nil {
-		t.Fatal(err)
+	c, problems := config.FromEnv(func(name string) (string, bool) { return value(name), true })
+	if problems != nil {
+		t.Fatal(problems)
 	}
 	return c
 }
@@ -174,9 +174,13 @@ func only(name, value string) func(string) string {
 func whenUnset(t *testing.T, name string) reflect.Value {
 	t.Helper()
 	before := reflect.ValueOf(settings(t, only("", "")))
-	for _, other := range []string{"other", "http://127.0.0.1:1/other", "other:*=other"} {
-		changed, err := config.FromEnv(func(asked string) (string, bool) { return only(name, other)(asked), true })
-		if err != nil {
+	values := []string{"other", "b3RoZXI="}
+	if _, problems := config.FromEnv(func(asked string) (string, bool) { return only(name, "<other>")(asked), true }); len(problems) > 0 {
+		values = append(values, problems[0].Example)
+	}
+	for _, other := range values {
+		changed, problems := config.FromEnv(func(asked string) (string, bool) { return only(name, other)(asked), true })
+		if problems != nil {
 			continue // not of this kind
 		}
 		for i, after := 0, reflect.ValueOf(changed); i < before.NumField(); i++ {

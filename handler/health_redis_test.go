@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 )
@@ -30,8 +32,8 @@ func TestHealthSaysWhyRedisIsAway(t *testing.T) {
 			a := runApp(t, c.url, slog.New(slog.DiscardHandler), nil)
 			testkit.Eventually(t, "health says why", func(ctx context.Context, _ *redis.Client) (bool, error) {
 				part := a.Health(ctx)["redis"]
-				detail, _ := part["detail"].(string)
-				return part["status"] == "down" && part["breaker"] == maintenance.Open && strings.Contains(detail, c.want), fmt.Errorf("%v", part)
+				shown, _ := part.Figures.(figures)
+				return part.Status == health.Down && shown["breaker"] == maintenance.Open && strings.Contains(part.Detail, c.want), fmt.Errorf("%+v", part)
 			}, server)
 			if text := fmt.Sprint(a.Health(t.Context())["redis"]); strings.Contains(text, "wr0ng") {
 				t.Errorf("a secret in %s", text)
@@ -48,18 +50,19 @@ func TestHealthTriesToWrite(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		change, restore func(context.Context, *redis.Client) error
-		status, want    string
+		status          health.Status
+		want            string
 	}{
-		"full":             {set("maxmemory", "1"), set("maxmemory", "0"), "down", "redis is full"},
-		"too few replicas": {set("min-replicas-to-write", "3"), set("min-replicas-to-write", "0"), "down", "too few replicas"},
+		"full":             {set("maxmemory", "1"), set("maxmemory", "0"), health.Down, "redis is full"},
+		"too few replicas": {set("min-replicas-to-write", "3"), set("min-replicas-to-write", "0"), health.Down, "too few replicas"},
 		"read-only": {
 			func(ctx context.Context, c *redis.Client) error {
 				return c.Do(ctx, "replicaof", "127.0.0.1", "1").Err()
 			},
 			func(ctx context.Context, c *redis.Client) error { return c.Do(ctx, "replicaof", "no", "one").Err() },
-			"down", "REDIS_URL names a read-only replica",
+			health.Down, "REDIS_URL names a read-only replica",
 		},
-		"evicts": {set("maxmemory-policy", "allkeys-lru"), set("maxmemory-policy", "noeviction"), "degraded", "set maxmemory-policy to noeviction"},
+		"evicts": {set("maxmemory-policy", "allkeys-lru"), set("maxmemory-policy", "noeviction"), health.Degraded, "set maxmemory-policy to noeviction"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -67,15 +70,14 @@ func TestHealthTriesToWrite(t *testing.T) {
 			raw := server.Client()
 			t.Cleanup(func() { _ = raw.Close() })
 			a := runApp(t, server.URL(), slog.New(slog.DiscardHandler), nil)
-			is := func(status, want string) {
+			is := func(status health.Status, want string) {
 				t.Helper()
-				testkit.Eventually(t, "health is "+status, func(ctx context.Context, _ *redis.Client) (bool, error) {
+				testkit.Eventually(t, "health is "+string(status), func(ctx context.Context, _ *redis.Client) (bool, error) {
 					part := a.Health(ctx)["redis"]
-					detail, _ := part["detail"].(string)
-					return part["status"] == status && strings.Contains(detail, want), fmt.Errorf("%v", part)
+					return cmp.Or(part.Status, health.OK) == status && strings.Contains(part.Detail, want), fmt.Errorf("%+v", part)
 				}, server)
 			}
-			is("ok", "")
+			is(health.OK, "")
 			if err := c.change(t.Context(), raw); err != nil {
 				t.Fatal(err)
 			}
@@ -83,7 +85,7 @@ func TestHealthTriesToWrite(t *testing.T) {
 			if err := c.restore(t.Context(), raw); err != nil {
 				t.Fatal(err)
 			}
-			is("ok", "")
+			is(health.OK, "")
 		})
 	}
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/config"
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
-	"userconnectivity/handler/triggers"
 )
 
 // TestHangingCheck has a part of health ignore its deadline: health answers all the same, and no second check of the
@@ -26,16 +26,16 @@ func TestHangingCheck(t *testing.T) {
 	a := &app{log: slog.New(slog.DiscardHandler)}
 	end := make(chan struct{})
 	var begun atomic.Int32
-	hang := func(context.Context) triggers.Part {
+	hang := func(context.Context) health.Part {
 		begun.Add(1)
 		<-end
-		return triggers.Part{"status": "ok"}
+		return health.Part{}
 	}
 	var calls sync.WaitGroup
 	for range 3 {
 		calls.Go(func() {
-			if p := a.look(t.Context(), "redis", hang); p["status"] != "down" || p["detail"] != "no answer within 1.8s" {
-				t.Errorf("part %v", p)
+			if p := a.look(t.Context(), "redis", hang); p.Status != health.Down || !strings.HasPrefix(p.Detail, "no answer within 1.8s; the look at it hangs since 1.8s") || p.Age < healthTimeout {
+				t.Errorf("part %+v", p)
 			}
 		})
 	}
@@ -45,8 +45,8 @@ func TestHangingCheck(t *testing.T) {
 	}
 	var last sync.WaitGroup
 	last.Go(func() {
-		if p := a.look(t.Context(), "redis", hang); p["status"] != "ok" {
-			t.Errorf("after the hanging check ended: %v", p)
+		if p := a.look(t.Context(), "redis", hang); p.Status != "" {
+			t.Errorf("after the hanging check ended: %+v", p)
 		}
 	})
 	close(end)
@@ -56,16 +56,16 @@ func TestHangingCheck(t *testing.T) {
 func TestCheckThatPanics(t *testing.T) {
 	t.Parallel()
 	a := &app{log: slog.New(slog.DiscardHandler)}
-	p := a.look(t.Context(), "queue", func(context.Context) triggers.Part { panic("boo") })
-	if p["status"] != "degraded" || p["detail"] != "the check panicked: boo" {
-		t.Errorf("part %v", p)
+	p := a.look(t.Context(), "queue", func(context.Context) health.Part { panic("boo") })
+	if p.Status != health.Degraded || !strings.Contains(p.Detail, "panicked") || strings.Contains(p.Detail, "boo") {
+		t.Errorf("part %+v", p)
 	}
 }
 
 // runApp builds an app on a Redis, and runs its breaker and its subscription until the test ends.
 func runApp(t *testing.T, url string, log *slog.Logger, settings map[string]string) *app {
 	t.Helper()
-	cfg, err := config.FromEnv(func(name string) (string, bool) {
+	cfg, problems := config.FromEnv(func(name string) (string, bool) {
 		known := map[string]string{"REDIS_URL": url, "DATA_DIR": t.TempDir(), "REDIS_MAINTENANCE_EVENTS": "on"}
 		if v, ok := settings[name]; ok {
 			return v, true
@@ -73,13 +73,7 @@ func runApp(t *testing.T, url string, log *slog.Logger, settings map[string]stri
 		v, ok := known[name]
 		return v, ok
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := build(cfg, log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := build(cfg, problems, log)
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { a.breaker.Run(ctx) })
@@ -126,20 +120,19 @@ func TestSubscriptionThatDoesNotStand(t *testing.T) {
 				})
 			}
 			// found waits for what a part of health says.
-			found := func(what string, holds func(status, detail string) bool) {
+			found := func(what string, holds func(status health.Status, detail string) bool) {
 				t.Helper()
 				testkit.Eventually(t, what, func(ctx context.Context, _ *redis.Client) (bool, error) {
 					part := a.Health(ctx)[name]
-					detail, _ := part["detail"].(string)
 					if strings.Contains(fmt.Sprint(part), secret) {
 						t.Fatalf("the password is shown: %v", part)
 					}
-					return holds(part["status"].(string), detail), fmt.Errorf("%v", part)
+					return holds(part.Status, part.Detail), fmt.Errorf("%v", part)
 				}, server)
 			}
 			refused := func() string { return raw.Info(t.Context(), "errorstats").Val() }
-			found("it is told", func(status, detail string) bool {
-				return status == "degraded" && strings.Contains(detail, "do not come in") &&
+			found("it is told", func(status health.Status, detail string) bool {
+				return status == health.Degraded && strings.Contains(detail, "do not come in") &&
 					strings.Contains(detail, "the app's user in Redis lacks a permission") && strings.Contains(detail, "&*")
 			})
 			before := refused()
@@ -152,7 +145,7 @@ func TestSubscriptionThatDoesNotStand(t *testing.T) {
 				t.Errorf("the breaker opened for that: %s", state.Reason)
 			}
 			do("acl", "setuser", "app", "allchannels")
-			found("it is well", func(status, detail string) bool { return !strings.Contains(detail, "do not come in") })
+			found("it is well", func(status health.Status, detail string) bool { return !strings.Contains(detail, "do not come in") })
 			testkit.Eventually(t, "told once", func(context.Context, *redis.Client) (bool, error) { return log.Count(up) == 1, nil }, server)
 			do("client", "kill", "type", "pubsub")
 			testkit.Eventually(t, "told again", func(context.Context, *redis.Client) (bool, error) { return log.Count(up) == 2, nil }, server)
@@ -168,9 +161,9 @@ func TestNodesInHealth(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartCluster(t, 3, 0)
 	a := runApp(t, "redis://"+c.Primaries[0].Addr, slog.New(slog.DiscardHandler), nil)
-	status := func() (part triggers.Part, open []string) {
+	status := func() (part health.Part, open []string) {
 		part = a.Health(t.Context())["redis"]
-		nodes, _ := part["nodes"].(map[string]any)
+		nodes, _ := part.Figures.(figures)["nodes"].(map[string]any)
 		for _, primary := range c.Primaries {
 			node, _ := nodes[primary.Addr].(map[string]any)
 			switch {
@@ -185,15 +178,14 @@ func TestNodesInHealth(t *testing.T) {
 		}
 		return part, open
 	}
-	if part, open := status(); part["status"] != "ok" || part["breaker"] != maintenance.Closed || open != nil {
+	if part, open := status(); part.Status != "" || part.Figures.(figures)["breaker"] != maintenance.Closed || open != nil {
 		t.Fatal(part)
 	}
 	for _, away := range c.Primaries {
 		_, port, _ := net.SplitHostPort(away.Addr)
 		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceStart|NonSSLPort|"+port, time.Now()))
 		part, open := status()
-		detail, _ := part["detail"].(string)
-		if part["status"] != "degraded" || part["breaker"] != maintenance.Open || len(open) != 1 || open[0] != away.Addr || !strings.HasPrefix(detail, away.Addr+": ") {
+		if part.Status != health.Degraded || part.Figures.(figures)["breaker"] != maintenance.Open || len(open) != 1 || open[0] != away.Addr || !strings.HasPrefix(part.Detail, away.Addr+": ") {
 			t.Errorf("while %s is away: %v", away.Addr, part)
 		}
 		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceFailoverComplete|NonSSLPort|"+port, time.Now()))

@@ -43,7 +43,7 @@ func main() {
 	tuneGC()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.LookupEnv, os.Stdout)
+	err := run(ctx, os.Environ(), os.Stdout)
 	code := exitCode(err)
 	time.AfterFunc(closeTimeout, func() { os.Exit(code) }) // when nobody reads the line
 	if err != nil {

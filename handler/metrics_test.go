@@ -19,9 +19,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
+	"userconnectivity/handler/metrics"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/queue"
 )
 
 // served is a whole app behind its routes.
@@ -121,90 +128,47 @@ func (s *served) waitFor(what string, want map[string]float64) map[string]float6
 	}
 }
 
-var (
-	headLine   = regexp.MustCompile(`^# (HELP|TYPE) (userconnectivity_[a-z0-9_]+) (.+)$`)
-	sampleLine = regexp.MustCompile(`^(userconnectivity_[a-z0-9_]+)(\{.*\})? (\S+)$`)
-	labelPair  = regexp.MustCompile(`^([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"(,|$)`)
-)
-
-// parseExposition reads the text format of Prometheus 0.0.4, more strictly than monitors do: each metric has one
-// HELP, one TYPE and then its samples, at least one; only a counter's name ends with _total, and it is not negative.
+// parseExposition reads the text format of Prometheus: values by name and labels, of a histogram its count and sum. It
+// is stricter than monitors: what Prometheus's own linter complains of is an error, too.
 func parseExposition(text string) (map[string]float64, error) {
-	if !strings.HasSuffix(text, "\n") {
-		return nil, fmt.Errorf("the last line does not end")
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		return nil, err
 	}
-	values, seen := map[string]float64{}, map[string]bool{}
-	metric, kind, samples := "", "", 1
-	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
-		if head := headLine.FindStringSubmatch(line); head != nil {
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, metrics.Prefix) { // those of the Go runtime are as they are
+			return nil, fmt.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]float64{}
+	for name, family := range families {
+		if !strings.HasPrefix(name, metrics.Prefix) && !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") {
+			return nil, fmt.Errorf("%s has another prefix", name)
+		}
+		for _, m := range family.Metric {
+			labels := ""
+			for _, l := range m.Label {
+				labels += fmt.Sprintf(",%s=%q", l.GetName(), l.GetValue())
+			}
+			if labels != "" {
+				labels = "{" + labels[1:] + "}"
+			}
 			switch {
-			case head[1] == "HELP" && (samples == 0 || seen[head[2]]):
-				return nil, fmt.Errorf("%s: the metric before has no samples, or this one is not the first", line)
-			case head[1] == "HELP":
-				metric, kind, samples, seen[head[2]] = head[2], "", 0, true
-			case head[2] != metric || kind != "" || samples > 0:
-				return nil, fmt.Errorf("%s does not follow its HELP", line)
-			default:
-				kind = head[3]
-				if kind != "gauge" && kind != "counter" || (kind == "counter") != strings.HasSuffix(metric, "_total") {
-					return nil, fmt.Errorf("%s: the kind", line)
-				}
+			case m.Histogram != nil:
+				values[name+"_count"+labels], values[name+"_sum"+labels] = float64(m.Histogram.GetSampleCount()), m.Histogram.GetSampleSum()
+			case m.Counter != nil:
+				values[name+labels] = m.Counter.GetValue()
+			case m.Gauge != nil:
+				values[name+labels] = m.Gauge.GetValue()
 			}
-			continue
 		}
-		sample := sampleLine.FindStringSubmatch(line)
-		if sample == nil || sample[1] != metric || kind == "" {
-			return nil, fmt.Errorf("%q is no sample of %s", line, metric)
-		}
-		for rest := strings.TrimSuffix(strings.TrimPrefix(sample[2], "{"), "}"); rest != ""; {
-			pair := labelPair.FindString(rest)
-			if pair == "" || pair == rest && strings.HasSuffix(pair, ",") {
-				return nil, fmt.Errorf("%q: labels", line)
-			}
-			rest = rest[len(pair):]
-		}
-		value, err := strconv.ParseFloat(sample[3], 64)
-		if err != nil || value < 0 {
-			return nil, fmt.Errorf("%q: value", line)
-		}
-		name := sample[1] + sample[2]
-		if _, again := values[name]; again || sample[2] == "{}" {
-			return nil, fmt.Errorf("%q comes again, or has no labels in its braces", line)
-		}
-		values[name], samples = value, samples+1
-	}
-	if samples == 0 {
-		return nil, fmt.Errorf("%s has no samples", metric)
 	}
 	return values, nil
-}
-
-// TestExposition: the writer's text is read back as it was meant, and the reader finds what is wrong.
-func TestExposition(t *testing.T) {
-	t.Parallel()
-	var e exposition
-	e.gauge("a", "A.", 0.25)
-	e.counter("b_total", "B.", 12345678901)
-	e.metric("c", "gauge", "C.", sample{1, labels{"x", "a\"b\\c\nd}", "y", ","}}, sample{2, labels{"x", ""}})
-	got, err := parseExposition(string(e.text))
-	want := map[string]float64{
-		"userconnectivity_a": 0.25, "userconnectivity_b_total": 12345678901,
-		`userconnectivity_c{x="a\"b\\c\nd}",y=","}`: 1, `userconnectivity_c{x=""}`: 2,
-	}
-	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("%v, %v from\n%s", got, err, e.text)
-	}
-	const head = "# HELP userconnectivity_a A.\n# TYPE userconnectivity_a gauge\n"
-	for name, text := range map[string]string{
-		"no_end": head + "userconnectivity_a 1", "no_help": "userconnectivity_a 1\n", "no_samples": head, "twice": head + "userconnectivity_a 1\nuserconnectivity_a 1\n",
-		"no_type": "# HELP userconnectivity_a A.\nuserconnectivity_a 1\n", "empty_help": "# HELP userconnectivity_a \n# TYPE userconnectivity_a gauge\nuserconnectivity_a 1\n",
-		"kind": strings.Replace(head, "gauge", "counter", 1) + "userconnectivity_a 1\n", "quote": head + "userconnectivity_a{x=\"a\"b\"} 1\n", "comma": head + "userconnectivity_a{x=\"a\",} 1\n",
-		"value": head + "userconnectivity_a one\n", "other": head + "userconnectivity_b 1\n", "again": head + "userconnectivity_a 1\n" + head + "userconnectivity_a{x=\"\"} 1\n",
-	} {
-		if got, err := parseExposition(text); err == nil {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
 }
 
 const maintenanceChannel = "AzureRedisEvents"
@@ -226,14 +190,14 @@ func TestMetrics(t *testing.T) {
 		"listener_running": 1, "listener_notifications_on": 1, "redis_connections": 2, "redis_breaker_open": 0, "redis_breaker_openings_total": 0,
 		"redis_failures_in_a_row": 0, "redis_budget_used_connections": 14, "redis_budget_limit_connections": 200,
 		`redis_maintenance_messages_total{type="NodeMaintenanceScheduled"}`: 0, `redis_maintenance_messages_total{type="Unknown"}`: 0,
-		`heartbeats_total{source="http",change="online"}`: 0, `heartbeats_total{source="queue",change="online"}`: 0, "leaves_failed_total": 0,
-		fmt.Sprintf(`build_info{version=%q,goversion=%q}`, version, runtime.Version()): 1,
+		`heartbeats_total{change="online",source="http"}`: 0, `heartbeats_total{change="online",source="queue"}`: 0, "leaves_failed_total": 0,
+		fmt.Sprintf(`build_info{goversion=%q,version=%q}`, runtime.Version(), version): 1,
 	})
 	if age, ok := before["userconnectivity_redis_maintenance_last_message_age_seconds"]; ok {
 		t.Errorf("the age of no message is %v", age)
 	}
-	for _, name := range []string{"process_goroutines", "process_memory_bytes", "process_heap_objects_bytes", "listener_sweeps_total"} {
-		if before["userconnectivity_"+name] == 0 {
+	for _, name := range []string{"go_goroutines", "go_memstats_heap_alloc_bytes", "userconnectivity_listener_sweeps_total"} {
+		if before[name] == 0 {
 			t.Errorf("%s is 0", name)
 		}
 	}
@@ -253,9 +217,9 @@ func TestMetrics(t *testing.T) {
 	publish("NotificationType|secret-type|IsReplica|False")
 	// Nothing takes events here: what was started waits.
 	during := s.waitFor("the beats and messages are counted", map[string]float64{
-		`heartbeats_total{source="http",change="online"}`: 2, `heartbeats_total{source="http",change="started"}`: 1, `heartbeats_total{source="http",change="renewed"}`: 2,
-		`heartbeats_total{source="http",change="stale"}`: 1, `heartbeats_total{source="http",change="deferred"}`: 0, `heartbeats_total{source="http",change="full"}`: 0,
-		`heartbeats_total{source="queue",change="online"}`: 1, `heartbeats_failed_total{source="http"}`: 0, `heartbeats_failed_total{source="queue"}`: 0,
+		`heartbeats_total{change="online",source="http"}`: 2, `heartbeats_total{change="started",source="http"}`: 1, `heartbeats_total{change="renewed",source="http"}`: 2,
+		`heartbeats_total{change="stale",source="http"}`: 1, `heartbeats_total{change="deferred",source="http"}`: 0, `heartbeats_total{change="full",source="http"}`: 0,
+		`heartbeats_total{change="online",source="queue"}`: 1, `heartbeats_failed_total{source="http"}`: 0, `heartbeats_failed_total{source="queue"}`: 0,
 		`leaves_total{change="left"}`: 1, "leaves_failed_total": 0,
 		`redis_maintenance_messages_total{type="NodeMaintenanceScheduled"}`: 1, `redis_maintenance_messages_total{type="Unknown"}`: 1,
 		"redis_breaker_open": 0, "listener_outbox_events": 5, "listener_relayed_total": 0, "listener_claimed_total": 0, "deferral_waiting_items": 0,
@@ -270,7 +234,7 @@ func TestMetrics(t *testing.T) {
 	s.must(202, "POST", "/api/heartbeat", map[string]any{"user": "secret-ann"})
 	s.must(202, "POST", "/api/leave", map[string]any{"user": "secret-ann", "session": "secret-laptop"})
 	s.waitFor("they wait", map[string]float64{
-		`heartbeats_total{source="http",change="deferred"}`: 2, `leaves_total{change="deferred"}`: 1, "deferral_waiting_items": 2,
+		`heartbeats_total{change="deferred",source="http"}`: 2, `leaves_total{change="deferred"}`: 1, "deferral_waiting_items": 2,
 		"deferral_deferred_total": 3, "deferral_superseded_total": 1, "deferral_written_total": 0, "deferral_expired_total": 0, "deferral_refused_total": 0,
 	})
 	publish("NotificationType|NodeMaintenanceEnded|IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001")
@@ -283,29 +247,73 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsInTheDocument: every metric that the document names is told.
+// TestMetricsInTheDocument: docs/metrics.md lists every metric with its kind, and no other.
 func TestMetricsInTheDocument(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/deploy.md")
+	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, _ := strings.Cut(string(text), "\n## Metrics\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200"})
-	told := map[string]bool{}
-	for name := range s.scrape() {
-		name, _, _ = strings.Cut(strings.TrimPrefix(name, metricPrefix), "{")
-		told[name] = true
-	}
-	named := regexp.MustCompile("`([a-z]+(?:_[a-z]+)+)`").FindAllStringSubmatch(section, -1)
-	if len(named) < 15 {
-		t.Errorf("only %d metrics are named", len(named))
-	}
-	for _, m := range named {
-		if !told[m[1]] {
-			t.Errorf("docs/deploy.md names %s", m[1])
+	listed := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| ([a-z]+) \\| ([^|]*) ?\\| .+ \\|$").FindAllStringSubmatch(string(text), -1) {
+		if listed[row[1]] != "" {
+			t.Errorf("%s is listed twice", row[1])
 		}
+		listed[row[1]] = row[2] + " " + strings.Join(strings.Fields(strings.NewReplacer("`", "", ",", "", "on a cluster", "").Replace(row[3])), " ")
+	}
+	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200"})
+	s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
+	s.sent = queue.NewMeter(takingAll{})
+	s.metrics = metrics.NewRegistry(s.collectors()...)
+	if err := s.sent.Send(t.Context(), "events", nil); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1, DetectedAt: at}
+	if err := s.logged.Write(t.Context(), []eventlog.Update{{Event: e, Steps: []eventlog.Step{{Status: eventlog.Processing, At: at}, {Status: eventlog.Done, At: at}}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceScheduled|StartTimeInUTC|2099-01-01T00:00:00", time.Now()))
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.census.Run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	s.waitFor("all is told", map[string]float64{"redis_memory_limit_bytes": 0, "listener_running": 1})
+	_, _, told := s.call("GET", "/api/metrics", nil)
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(told))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, family := range families {
+		name, ours := strings.CutPrefix(name, metrics.Prefix)
+		if !ours {
+			continue
+		}
+		kind, labels := strings.ToLower(family.GetType().String()), map[string]bool{}
+		for _, l := range family.Metric[0].Label {
+			labels[l.GetName()] = true
+		}
+		for label := range strings.FieldsSeq(strings.TrimPrefix(listed[name], kind)) {
+			if !labels[label] && label != "node" {
+				t.Errorf("docs/metrics.md says that %s has the label %s", name, label)
+			}
+			delete(labels, label)
+		}
+		if !strings.HasPrefix(listed[name], kind+" ") || len(labels) > 0 {
+			t.Errorf("%s is a %s with other labels %v, and docs/metrics.md says %q", name, kind, labels, listed[name])
+		}
+		delete(listed, name)
+	}
+	// These are told only after something failed.
+	for _, name := range []string{"queue_sends_failed_total", "eventlog_calls_failed_total"} {
+		delete(listed, name)
+	}
+	if len(listed) > 0 {
+		t.Errorf("docs/metrics.md lists what is not told: %v", listed)
 	}
 }
 

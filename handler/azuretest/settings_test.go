@@ -157,7 +157,7 @@ func TestBadSettings(t *testing.T) {
 		},
 		"key of the account that is no key": {
 			spoil: func(*rig) []string { return []string{"COSMOS_KEY=not base64"} },
-			part:  "eventLog", want: []string{"COSMOS_KEY is not base64", "az cosmosdb keys list --name 127"},
+			part:  "eventLog", want: []string{"it is not base64", "COSMOS_KEY", "az cosmosdb keys list --name 127"},
 		},
 		"account that does not exist": {
 			spoil: func(*rig) []string {

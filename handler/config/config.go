@@ -1,16 +1,11 @@
-// Package config reads the settings: environment variables, each named once here. All that is wrong is
-// reported together, with an example; no secret is ever part of a message.
+// Package config reads the settings: environment variables, each named once here. All that is wrong is told
+// together, each with the part of the app that cannot run without it and with an example that is right. Nobody can
+// know what was pasted into the wrong setting, so no message has any of a value in it, but for whole numbers.
 package config
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -87,150 +82,93 @@ type Config struct {
 	Listener bool
 }
 
-// FromEnv reads the settings with lookup, such as os.LookupEnv.
-func FromEnv(lookup func(string) (string, bool)) (Config, error) {
+// FromEnv reads the settings with lookup, such as os.LookupEnv, and returns what is wrong with them, nil for nothing.
+// A setting that is wrong, or has only blanks, is in the Config as if it were not set.
+func FromEnv(lookup func(string) (string, bool)) (Config, Problems) {
 	r := reader{lookup: lookup}
+	events := r.text(Queue, "EVENTS_QUEUE", queue.ConnectivityEvents, eventsQueue)
+	account := r.text(EventLog, "COSMOS_ENDPOINT", "", cosmosEndpoint)
 	c := Config{
-		Port:                 r.integer("FUNCTIONS_CUSTOMHANDLER_PORT", 8080, 0, 65535),
-		RedisURL:             Secret(r.text("REDIS_URL", "")),
-		RedisHost:            r.text("REDIS_HOST", ""),
-		RedisAccessKey:       Secret(r.text("REDIS_ACCESS_KEY", "")),
-		MaxInstances:         r.integer("MAX_INSTANCES", 20, 1, 1000),
-		RedisMaxClients:      r.integer("REDIS_MAX_CLIENTS", 0, 0, 1_000_000),
-		MaintenanceEvents:    r.choice("REDIS_MAINTENANCE_EVENTS", "auto", "on", "off"),
-		SetNotifications:     r.onOff("REDIS_SET_NOTIFICATIONS", true),
-		Partitions:           r.integer("REDIS_PARTITIONS", 16, 1, 1024),
-		LeaseKeys:            r.onOff("LEASE_KEYS", true),
-		SessionTTL:           r.seconds("SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),
-		EventsQueue:          r.matching("EVENTS_QUEUE", queue.ConnectivityEvents, queue.Name, "connectivity-events"),
+		Port: r.integer(Process, "FUNCTIONS_CUSTOMHANDLER_PORT", 8080, 0, 65535),
+
+		RedisURL:         Secret(r.text(Redis, "REDIS_URL", "", redisURL)),
+		RedisHost:        r.text(Redis, "REDIS_HOST", "", redisHost),
+		RedisAccessKey:   Secret(r.text(Redis, "REDIS_ACCESS_KEY", "", accessKey)),
+		Partitions:       r.integer(Redis, "REDIS_PARTITIONS", 16, 1, 1024),
+		SetNotifications: r.choice(Redis, "REDIS_SET_NOTIFICATIONS", "on", "off") == "on",
+		LeaseKeys:        r.choice(Redis, "LEASE_KEYS", "on", "off") == "on",
+		SessionTTL:       r.seconds(Redis, "SESSION_TTL_SECONDS", presence.DefaultTTL, presence.MinTTL, presence.MaxTTL),
+
+		EventsQueue:          events,
 		ExpirationRoutes:     r.routes("EXPIRATION_ROUTES"),
-		EventTypePrefix:      r.matching("EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix, "com.example.presence."),
-		MaxDelivery:          r.integer("MAX_DELIVERY_COUNT", queue.MaxDeliveryCount, 1, 2000),
-		ServiceBusConnection: Secret(r.text("ServiceBusConnection", "")),
-		ServiceBusNamespace:  r.text("ServiceBusConnection__fullyQualifiedNamespace", ""),
-		CosmosEndpoint:       r.url("COSMOS_ENDPOINT", "https://name.documents.azure.com:443/"),
-		CosmosKey:            Secret(r.text("COSMOS_KEY", "")),
-		CosmosDatabase:       r.matching("COSMOS_DATABASE", "connectivity", databaseName, "connectivity"),
-		LocalQueueURL:        r.url("LOCAL_QUEUE_URL", "http://127.0.0.1:7071/local/queues"),
-		DataDir:              r.text("DATA_DIR", ".data"),
-		LogLevel:             r.level("LOG_LEVEL"),
-		App:                  r.text("WEBSITE_SITE_NAME", "user-connectivity"),
-		Instance:             r.text("WEBSITE_INSTANCE_ID", hostname()),
-		Listener:             !r.boolean("AzureWebJobs_ExpirationListener_Disabled", false),
+		EventTypePrefix:      r.text(Queue, "EVENT_TYPE_PREFIX", "userconnectivity.", typePrefix),
+		ServiceBusConnection: Secret(r.text(Queue, "ServiceBusConnection", "", connectionString(events))),
+		ServiceBusNamespace:  r.text(Queue, "ServiceBusConnection__fullyQualifiedNamespace", "", namespace),
+		LocalQueueURL:        r.text(Queue, "LOCAL_QUEUE_URL", "", localQueueURL),
+
+		CosmosEndpoint: account,
+		CosmosKey:      Secret(r.text(EventLog, "COSMOS_KEY", "", cosmosKey(account))),
+		CosmosDatabase: r.text(EventLog, "COSMOS_DATABASE", "connectivity", databaseName),
+		DataDir:        r.text(EventLog, "DATA_DIR", ".data", folder),
 	}
-	if err := errors.Join(r.problems...); err != nil {
-		return Config{}, fmt.Errorf("settings: %w", err)
-	}
-	return c, nil
+	// What goes behind another setting, and is not used, holds nothing up.
+	r.demote(c.RedisURL != "", "REDIS_HOST", "REDIS_ACCESS_KEY")
+	r.demote(c.ServiceBusConnection != "", "ServiceBusConnection__fullyQualifiedNamespace")
+	r.demote(c.ServiceBusConnection != "" || c.ServiceBusNamespace != "", "LOCAL_QUEUE_URL")
+	r.demote(account != "", "DATA_DIR")
+	r.demote(account == "" && !r.isWrong("COSMOS_ENDPOINT"), "COSMOS_KEY", "COSMOS_DATABASE")
+	r.minor = true // what follows has a default that loses nothing
+	c.MaxInstances = r.integer(Redis, "MAX_INSTANCES", 20, 1, 1000)
+	c.RedisMaxClients = r.integer(Redis, "REDIS_MAX_CLIENTS", 0, 0, 1_000_000)
+	c.MaintenanceEvents = r.choice(Redis, "REDIS_MAINTENANCE_EVENTS", "auto", "on", "off")
+	c.MaxDelivery = r.integer(Queue, "MAX_DELIVERY_COUNT", queue.MaxDeliveryCount, 1, 2000)
+	c.Listener = !r.boolean(Listener, "AzureWebJobs_ExpirationListener_Disabled", false)
+	c.LogLevel = r.level("LOG_LEVEL")
+	c.App = r.text(Process, "WEBSITE_SITE_NAME", "user-connectivity", appName)
+	c.Instance = r.text(Process, "WEBSITE_INSTANCE_ID", hostname(), instanceName)
+	return c, r.problems
 }
 
-var (
-	// databaseName is what Cosmos DB takes.
-	databaseName = regexp.MustCompile(`^[^/\\?#]{1,255}$`)
-	// typePrefix is a reverse-DNS prefix, as CloudEvents asks for.
-	typePrefix = regexp.MustCompile(`^[A-Za-z0-9._-]{0,100}$`)
-)
+// Lookup returns what looks variables up in an environment ("NAME=value"), as os.LookupEnv does.
+func Lookup(environ []string) func(name string) (string, bool) {
+	variables := make(map[string]string, len(environ))
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		variables[name] = value
+	}
+	return func(name string) (string, bool) {
+		value, ok := variables[name]
+		return value, ok
+	}
+}
+
+// Names returns the names of all settings, in the order in which they are read.
+func Names() []string {
+	var names []string
+	FromEnv(func(name string) (string, bool) { names = append(names, name); return "", false })
+	return names
+}
+
+// Ignored returns the settings that have no effect beside others or without them.
+func (c Config) Ignored() Problems {
+	var ignored Problems
+	add := func(set bool, part Part, setting, why string) {
+		if set {
+			ignored = append(ignored, Problem{Setting: setting, Part: part, Text: setting + " has no effect: " + why, Minor: true})
+		}
+	}
+	add(c.RedisHost != "" && c.RedisURL != "", Redis, "REDIS_HOST", "REDIS_URL is set, too, and goes first; remove one of both")
+	add(c.RedisAccessKey != "" && c.RedisHost == "", Redis, "REDIS_ACCESS_KEY", "it is the key for REDIS_HOST, which is not set")
+	add(c.ServiceBusNamespace != "" && c.ServiceBusConnection != "", Queue, "ServiceBusConnection__fullyQualifiedNamespace",
+		"ServiceBusConnection is set, too, and goes first; remove one of both")
+	add(c.CosmosKey != "" && c.CosmosEndpoint == "", EventLog, "COSMOS_KEY",
+		"COSMOS_ENDPOINT is not set, so that the event log is a file in DATA_DIR; set COSMOS_ENDPOINT=https://name.documents.azure.com:443/")
+	return ignored
+}
 
 func hostname() string {
 	if name, err := os.Hostname(); err == nil {
 		return name
 	}
 	return "localhost"
-}
-
-// reader reads settings and collects what is wrong with them.
-type reader struct {
-	lookup   func(string) (string, bool)
-	problems []error
-}
-
-func (r *reader) text(name, usual string) string {
-	if v, ok := r.lookup(name); ok && strings.TrimSpace(v) != "" {
-		return strings.TrimSpace(v)
-	}
-	return usual
-}
-
-func (r *reader) wrong(name, want, example string) {
-	r.problems = append(r.problems, fmt.Errorf("%s must be %s, for example %s=%s", name, want, name, example))
-}
-
-func (r *reader) integer(name string, usual, least, most int) int {
-	text := r.text(name, strconv.Itoa(usual))
-	n, err := strconv.Atoi(text)
-	if err != nil || n < least || n > most {
-		r.wrong(name, fmt.Sprintf("a whole number between %d and %d", least, most), strconv.Itoa(usual))
-		return usual
-	}
-	return n
-}
-
-func (r *reader) seconds(name string, usual, least, most time.Duration) time.Duration {
-	return time.Duration(r.integer(name, int(usual/time.Second), int(least/time.Second), int(most/time.Second))) * time.Second
-}
-
-func (r *reader) onOff(name string, usual bool) bool {
-	switch strings.ToLower(r.text(name, map[bool]string{true: "on", false: "off"}[usual])) {
-	case "on":
-		return true
-	case "off":
-		return false
-	}
-	r.wrong(name, "on or off", "on")
-	return usual
-}
-
-func (r *reader) boolean(name string, usual bool) bool {
-	v, err := strconv.ParseBool(strings.ToLower(r.text(name, strconv.FormatBool(usual))))
-	if err != nil {
-		r.wrong(name, "true or false", "true")
-		return usual
-	}
-	return v
-}
-
-func (r *reader) matching(name, usual string, pattern *regexp.Regexp, example string) string {
-	v := r.text(name, usual)
-	if !pattern.MatchString(v) {
-		r.wrong(name, "a name that matches "+pattern.String(), example)
-		return usual
-	}
-	return v
-}
-
-func (r *reader) routes(name string) queue.Routes {
-	routes, err := queue.ParseRoutes(r.text(name, ""))
-	if err != nil {
-		r.wrong(name, fmt.Sprintf("pattern=queue, several separated by semicolons (%v)", err), "cart:*=carts;lock:??=locks")
-	}
-	return routes
-}
-
-func (r *reader) choice(name string, choices ...string) string {
-	v := strings.ToLower(r.text(name, choices[0]))
-	if !slices.Contains(choices, v) {
-		r.wrong(name, "one of "+strings.Join(choices, ", "), choices[0])
-		return choices[0]
-	}
-	return v
-}
-
-func (r *reader) url(name, example string) string {
-	v := r.text(name, "")
-	if v == "" {
-		return ""
-	}
-	if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		r.wrong(name, "an http URL", example)
-		return ""
-	}
-	return v
-}
-
-func (r *reader) level(name string) slog.Level {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(r.text(name, "info"))); err != nil {
-		r.wrong(name, "debug, info, warn or error", "info")
-	}
-	return l
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +11,7 @@ import (
 	"userconnectivity/handler/config"
 )
 
-func fromEnv(env map[string]string) (config.Config, error) {
+func fromEnv(env map[string]string) (config.Config, config.Problems) {
 	return config.FromEnv(func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 }
 
@@ -29,7 +28,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	empty := map[string]string{}
-	for _, name := range names(t) {
+	for _, name := range config.Names() {
 		empty[name] = "  "
 	}
 	blank, err := fromEnv(empty)
@@ -38,15 +37,11 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// names are the settings that FromEnv reads.
-func names(t *testing.T) []string {
-	t.Helper()
-	var all []string
-	if _, err := config.FromEnv(func(name string) (string, bool) { all = append(all, name); return "", false }); err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
+const (
+	sas             = "Endpoint=sb://x/;SharedAccessKeyName=rule;SharedAccessKey=a2V5"
+	emulator        = "Endpoint=sb://localhost:5672;SharedAccessKeyName=rule;SharedAccessKey=a2V5;UseDevelopmentEmulator=true;"
+	sharedSignature = "Endpoint=sb://x.servicebus.windows.net/;SharedAccessSignature=SharedAccessSignature sr=x&sig=y&se=1&skn=z"
+)
 
 func TestGoodSettings(t *testing.T) {
 	t.Parallel()
@@ -75,10 +70,20 @@ func TestGoodSettings(t *testing.T) {
 		{"MAX_INSTANCES", "1000", func(c config.Config) any { return c.MaxInstances }, 1000},
 		{"REDIS_MAX_CLIENTS", "250", func(c config.Config) any { return c.RedisMaxClients }, 250},
 		{"REDIS_MAINTENANCE_EVENTS", "Off", func(c config.Config) any { return c.MaintenanceEvents }, "off"},
-		{"ServiceBusConnection", "Endpoint=sb://x/;SharedAccessKey=k", func(c config.Config) any { return string(c.ServiceBusConnection) }, "Endpoint=sb://x/;SharedAccessKey=k"},
+		{"ServiceBusConnection", sas, func(c config.Config) any { return string(c.ServiceBusConnection) }, sas},
+		{"ServiceBusConnection", sas + ";EntityPath=Connectivity-Events", func(c config.Config) any { return string(c.ServiceBusConnection) }, sas + ";EntityPath=Connectivity-Events"},
+		{"ServiceBusConnection", emulator, func(c config.Config) any { return string(c.ServiceBusConnection) }, emulator},
+		{"ServiceBusConnection", sharedSignature, func(c config.Config) any { return string(c.ServiceBusConnection) }, sharedSignature},
+		{"REDIS_URL", "redis://:p%2Fw%23@[::1]:6379/15", func(c config.Config) any { return string(c.RedisURL) }, "redis://:p%2Fw%23@[::1]:6379/15"},
+		{"REDIS_URL", "redis://redis", func(c config.Config) any { return string(c.RedisURL) }, "redis://redis"},
+		{"REDIS_URL", "redis://host:6379?protocol=3", func(c config.Config) any { return string(c.RedisURL) }, "redis://host:6379?protocol=3"},
+		{"REDIS_HOST", "redis\n", func(c config.Config) any { return c.RedisHost }, "redis"},
+		{"REDIS_HOST", "[::1]:10000", func(c config.Config) any { return c.RedisHost }, "[::1]:10000"},
+		{"REDIS_HOST", "10.0.0.4", func(c config.Config) any { return c.RedisHost }, "10.0.0.4"},
+		{"COSMOS_ENDPOINT", "http://127.0.0.1:8081", func(c config.Config) any { return c.CosmosEndpoint }, "http://127.0.0.1:8081"},
 		{"ServiceBusConnection__fullyQualifiedNamespace", "x.servicebus.windows.net", func(c config.Config) any { return c.ServiceBusNamespace }, "x.servicebus.windows.net"},
 		{"COSMOS_ENDPOINT", "https://x.documents.azure.com:443/", func(c config.Config) any { return c.CosmosEndpoint }, "https://x.documents.azure.com:443/"},
-		{"COSMOS_KEY", "key==", func(c config.Config) any { return string(c.CosmosKey) }, "key=="},
+		{"COSMOS_KEY", "a2V5", func(c config.Config) any { return string(c.CosmosKey) }, "a2V5"},
 		{"COSMOS_DATABASE", "presence", func(c config.Config) any { return c.CosmosDatabase }, "presence"},
 		{"WEBSITE_SITE_NAME", "app-1", func(c config.Config) any { return c.App }, "app-1"},
 		{"WEBSITE_INSTANCE_ID", "i-1", func(c config.Config) any { return c.Instance }, "i-1"},
@@ -93,63 +98,172 @@ func TestGoodSettings(t *testing.T) {
 	}
 }
 
+// hidden stands in values that are refused for a secret: no message may have it.
+const hidden = "hunter2hunter2"
+
 // wrong are values that are refused, with what the message says of them.
 var wrong = []struct{ name, value, want string }{
-	{"FUNCTIONS_CUSTOMHANDLER_PORT", "65536", "between 0 and 65535"},
+	{"FUNCTIONS_CUSTOMHANDLER_PORT", "65536", "between 0 and 65535, and it is 65536"},
 	{"FUNCTIONS_CUSTOMHANDLER_PORT", "-1", "between 0 and 65535"},
-	{"FUNCTIONS_CUSTOMHANDLER_PORT", "http", "whole number"},
-	{"REDIS_PARTITIONS", "0", "between 1 and 1024"},
+	{"FUNCTIONS_CUSTOMHANDLER_PORT", hidden, "whole number"},
+	{"REDIS_PARTITIONS", "0", "between 1 and 1024, and it is 0"},
 	{"REDIS_PARTITIONS", "1025", "between 1 and 1024"},
 	{"REDIS_PARTITIONS", "16.0", "whole number"},
-	{"LEASE_KEYS", "yes", "on or off"},
-	{"SESSION_TTL_SECONDS", "4", "between 5 and 3600"},
+	{"LEASE_KEYS", hidden, "on or off"},
+	{"SESSION_TTL_SECONDS", "4", "between 5 and 3600, and it is 4"},
 	{"SESSION_TTL_SECONDS", "3601", "between 5 and 3600"},
-	{"SESSION_TTL_SECONDS", "45s", "whole number"},
+	{"SESSION_TTL_SECONDS", "45s", "leave units out"},
 	{"SESSION_TTL_SECONDS", "99999999999999999999", "whole number"},
 	{"EVENTS_QUEUE", "/events", "a name"},
 	{"EVENTS_QUEUE", "my queue", "a name"},
 	{"EVENTS_QUEUE", strings.Repeat("q", 260), "a name"},
-	{"EXPIRATION_ROUTES", "cart:*", `"cart:*" is not pattern=queue`},
-	{"EXPIRATION_ROUTES", "=carts", "is not pattern=queue"},
-	{"EXPIRATION_ROUTES", "a=q;cart:*=my queue", `"my queue" is no name`},
-	{"EXPIRATION_ROUTES", strings.Repeat("a=q;", 33), "33 routes"},
-	{"EVENT_TYPE_PREFIX", "com example", "a name"},
+	{"EVENTS_QUEUE", "Heartbeats", "another queue of this app"},
+	{"EVENTS_QUEUE", "connectivity-events-rejected", "another queue of this app"},
+	{"EVENTS_QUEUE", "Endpoint=sb://x/;SharedAccessKeyName=rule;SharedAccessKey=" + hidden, "goes to ServiceBusConnection"},
+	{"EXPIRATION_ROUTES", "cart:*", "route 1 has no pattern or no queue"},
+	{"EXPIRATION_ROUTES", "=carts", "route 1 has no pattern or no queue"},
+	{"EXPIRATION_ROUTES", "a=q;cart:*=my " + hidden, "route 2 has a pattern over 256 bytes or no name of a queue"},
+	{"EXPIRATION_ROUTES", strings.Repeat("a=q;", 33), "it has 33 routes"},
+	{"EXPIRATION_ROUTES", "Endpoint=sb://x/;SharedAccessKeyName=rule;SharedAccessKey=" + hidden + "=", "route 1"},
+	{"EVENT_TYPE_PREFIX", "com " + hidden, "a name"},
 	{"EVENT_TYPE_PREFIX", strings.Repeat("p", 101), "a name"},
 	{"MAX_DELIVERY_COUNT", "0", "between 1 and 2000"},
 	{"MAX_DELIVERY_COUNT", "2001", "between 1 and 2000"},
 	{"LOCAL_QUEUE_URL", "127.0.0.1:7071", "an http URL"},
 	{"LOCAL_QUEUE_URL", "ftp://host/x", "an http URL"},
-	{"LOCAL_QUEUE_URL", "http://", "an http URL"},
+	{"LOCAL_QUEUE_URL", "http://", "it names no host"},
+	{"LOCAL_QUEUE_URL", "http://ann:" + hidden + "@127.0.0.1:7071", "a user or password"},
 	{"MAX_INSTANCES", "0", "between 1 and 1000"},
 	{"MAX_INSTANCES", "many", "whole number"},
 	{"REDIS_MAX_CLIENTS", "-1", "between 0 and 1000000"},
 	{"REDIS_MAINTENANCE_EVENTS", "sometimes", "auto, on, off"},
-	{"COSMOS_ENDPOINT", "x.documents.azure.com", "an http URL"},
-	{"COSMOS_DATABASE", "a/b", "a name"},
-	{"LOG_LEVEL", "loud", "debug, info, warn or error"},
+	{"LOG_LEVEL", hidden, "debug, info, warn or error"},
 	{"AzureWebJobs_ExpirationListener_Disabled", "perhaps", "true or false"},
+	{"WEBSITE_SITE_NAME", "my app", "a name"},
+	{"WEBSITE_INSTANCE_ID", "a b", "a name"},
+	{"DATA_DIR", "redis://:" + hidden + "@host", "goes to REDIS_URL"},
+
+	{"REDIS_HOST", "redis://:" + hidden + "@host:6379", "goes to REDIS_URL"},
+	{"REDIS_HOST", "https://name.redis.azure.net", "it is a URL"},
+	{"REDIS_HOST", "name.redis.cache.windows.net:6380,password=" + hidden + ",ssl=True,abortConnect=False", "its host and port go to REDIS_HOST, its password to REDIS_ACCESS_KEY"},
+	{"REDIS_HOST", "ann:" + hidden + "@host:6379", "more than a host and a port"},
+	{"REDIS_HOST", ":" + hidden + "@host", "more than a host and a port"},
+	{"REDIS_HOST", "host/" + hidden, "more than a host and a port"},
+	{"REDIS_HOST", "host:" + hidden, "its port is no number"},
+	{"REDIS_HOST", "host:", "its port is no number"},
+	{"REDIS_HOST", "host:70000", "its port is no number"},
+	{"REDIS_HOST", "k3J" + strings.Repeat(hidden, 3), "a key goes to REDIS_ACCESS_KEY"},
+	{"REDIS_HOST", "aGVsbG8" + hidden + "+x", "a key goes to REDIS_ACCESS_KEY"},
+	{"REDIS_HOST", sas + hidden, "goes to ServiceBusConnection"},
+	{"REDIS_HOST", `"host:6379"`, "quotes"},
+	{"REDIS_URL", "name.redis.azure.net:10000", "a host alone goes to REDIS_HOST"},
+	{"REDIS_URL", hidden, "no redis:// in front"},
+	{"REDIS_URL", "http://:" + hidden + "@host", "another scheme"},
+	{"REDIS_URL", "redis://:" + hidden + "/x#y@host:6379", "percent-encode"},
+	{"REDIS_URL", "redis://:" + hidden + "#y@host:6379", "percent-encode"},
+	{"REDIS_URL", "redis://:" + hidden + "%@host:6379", "percent-encode"},
+	{"REDIS_URL", "redis://", "it names no host"},
+	{"REDIS_URL", "redis://host:70000", "its port is no number"},
+	{"REDIS_URL", "redis://host:6379/" + hidden, "no number of a database"},
+	{"REDIS_URL", "redis://host:6379#" + hidden, "a # in it"},
+	{"REDIS_URL", "redis://host:6379?password=" + hidden, "what follows the ?"},
+	{"REDIS_URL", "name.redis.cache.windows.net:6380,password=" + hidden + ",ssl=True,abortConnect=False", "connection string for .NET"},
+	{"REDIS_URL", "rediss://name.redis.cache.windows.net:6380,password=" + hidden, "mixed with a connection string for .NET"},
+	{"REDIS_ACCESS_KEY", "name.redis.cache.windows.net:6380,password=" + hidden + ",ssl=True", "connection string for .NET"},
+	{"REDIS_ACCESS_KEY", "rediss://:" + hidden + "@host", "goes to REDIS_URL"},
+	{"ServiceBusConnection", "name.servicebus.windows.net", "goes to ServiceBusConnection__fullyQualifiedNamespace"},
+	{"ServiceBusConnection", "sb://name.servicebus.windows.net/", "goes to ServiceBusConnection__fullyQualifiedNamespace"},
+	{"ServiceBusConnection", "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=" + hidden + ";EndpointSuffix=core.windows.net", "goes to AzureWebJobsStorage"},
+	{"ServiceBusConnection", "AccountEndpoint=https://x.documents.azure.com:443/;AccountKey=" + hidden, "its AccountKey to COSMOS_KEY"},
+	{"ServiceBusConnection", "SharedAccessKeyName=rule;SharedAccessKey=" + hidden, "it has no Endpoint"},
+	{"ServiceBusConnection", "Endpoint=https://x/;SharedAccessKeyName=rule;SharedAccessKey=" + hidden, "its Endpoint is not sb://"},
+	{"ServiceBusConnection", "Endpoint=sb://x/;SharedAccessKey=" + hidden, "no SharedAccessKeyName with SharedAccessKey"},
+	{"ServiceBusConnection", "Endpoint=sb://x/;SharedAccessKeyName=rule", "no SharedAccessKeyName with SharedAccessKey"},
+	{"ServiceBusConnection", sas + hidden + ";EntityPath=heartbeats", "that of another queue than EVENTS_QUEUE"},
+	{"ServiceBusConnection", sas + hidden + ";UseDevelopmentEmulator=perhaps", "not true or false"},
+	{"ServiceBusConnection", sas + ";" + hidden, "not name=value"},
+	{"ServiceBusConnection", sas + "\n" + hidden, "a line end"},
+	{"ServiceBusConnection", "'" + sas + hidden + "'", "quotes"},
+	{"ServiceBusConnection__fullyQualifiedNamespace", "sb://name.servicebus.windows.net/", "it has sb:// in front"},
+	{"ServiceBusConnection__fullyQualifiedNamespace", sas + hidden, "goes to ServiceBusConnection"},
+	{"ServiceBusConnection__fullyQualifiedNamespace", "https://name.servicebus.windows.net:443/", "it is a URL"},
+	{"ServiceBusConnection__fullyQualifiedNamespace", "name", "add .servicebus.windows.net"},
+	{"ServiceBusConnection__fullyQualifiedNamespace", "name.servicebus.windows.net/" + hidden, "no name of a host"},
+	{"COSMOS_ENDPOINT", "x.documents.azure.com", "it has no https:// in front"},
+	{"COSMOS_ENDPOINT", "AccountEndpoint=https://x.documents.azure.com:443/;AccountKey=" + hidden + "==;", "its AccountEndpoint goes to COSMOS_ENDPOINT, its AccountKey to COSMOS_KEY"},
+	{"COSMOS_ENDPOINT", hidden + "/+==", "the http URL"},
+	{"COSMOS_ENDPOINT", "https://ann:" + hidden + "@x.documents.azure.com", "a user or password"},
+	{"COSMOS_ENDPOINT", "https://x.documents.azure.com/?key=" + hidden, "more than a host and a port"},
+	{"COSMOS_ENDPOINT", "https://x.documents.azure.com/dbs/connectivity", "more than a host and a port"},
+	{"COSMOS_KEY", "not base64 " + hidden, "it is not base64"},
+	{"COSMOS_KEY", "AccountEndpoint=https://x.documents.azure.com:443/;AccountKey=" + hidden + "==;", "its AccountKey to COSMOS_KEY"},
+	{"COSMOS_KEY", "https://x.documents.azure.com:443/", "goes to COSMOS_ENDPOINT"},
+	{"COSMOS_DATABASE", "a/b", "a name"},
+	{"COSMOS_DATABASE", "https://x.documents.azure.com:443/", "goes to COSMOS_ENDPOINT"},
 }
 
-// TestWrongSettings: the message names the variable, what it must be, and an example that is taken.
+// TestWrongSettings: the message names the variable, what it must be and an example that is taken, and has nothing of
+// the value in it.
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	for _, tt := range wrong {
-		_, err := fromEnv(map[string]string{tt.name: tt.value})
-		if err == nil {
-			t.Errorf("%s=%s was taken", tt.name, tt.value)
+		_, problems := fromEnv(map[string]string{tt.name: tt.value})
+		if len(problems) != 1 || problems[0].Setting != tt.name || problems[0].Part == "" {
+			t.Errorf("%s=%s: %+v", tt.name, tt.value, problems)
 			continue
 		}
-		text := err.Error()
-		if !strings.HasPrefix(text, "settings: ") || !strings.Contains(text, tt.name+" must be ") || !strings.Contains(text, tt.want) || strings.Count(text, "\n") > 0 {
+		text := problems.String()
+		if !strings.HasPrefix(text, tt.name+" must be ") && !strings.HasPrefix(text, tt.name+" cannot be used: ") || !strings.Contains(text, tt.want) || strings.Count(text, "\n") > 0 {
 			t.Errorf("%s=%s: %s, want %q", tt.name, tt.value, text, tt.want)
 		}
-		_, example, found := strings.Cut(text, "for example "+tt.name+"=")
-		if !found {
-			t.Errorf("%s=%s: %s has no example", tt.name, tt.value, text)
+		if strings.Contains(text, hidden) {
+			t.Errorf("%s shows its value: %s", tt.name, text)
+		}
+		example := problems[0].Example
+		if example == "" {
 			continue
 		}
-		if _, err := fromEnv(map[string]string{tt.name: example}); err != nil {
-			t.Errorf("the example of %s is refused: %v", tt.name, err)
+		if strings.Contains(text, " must be ") && !strings.HasSuffix(text, ", for example "+tt.name+"="+example) {
+			t.Errorf("%s=%s: %s has no example", tt.name, tt.value, text)
+		}
+		if _, problems := fromEnv(map[string]string{tt.name: example}); problems != nil {
+			t.Errorf("the example of %s is refused: %v", tt.name, problems)
+		}
+	}
+}
+
+// TestValuesThatNoSettingCanHave: what went wrong on the way into the environment is named as that for each setting,
+// and what it was has no effect.
+func TestValuesThatNoSettingCanHave(t *testing.T) {
+	t.Parallel()
+	usual, _ := fromEnv(nil)
+	for name, tt := range map[string]struct{ value, want string }{
+		"Key Vault":         {"@Microsoft.KeyVault(SecretUri=https://vault.vault.azure.net/secrets/" + hidden + "/)", `--role "Key Vault Secrets User"`},
+		"App Configuration": {"@Microsoft.AppConfiguration(Endpoint=https://x.azconfig.io; Key=" + hidden + ")", "the right to read its store"},
+		"quotes":            {`"` + hidden + `"`, "quotes"},
+		"single quotes":     {"'" + hidden + "'", "quotes"},
+		"shell":             {"${" + hidden + "}", "a placeholder"},
+		"pipeline":          {"$(" + hidden + ")", "a placeholder"},
+		"app setting":       {"%" + hidden + "%", "a placeholder"},
+		"template":          {"{{ " + hidden + " }}", "a placeholder"},
+		"tokens":            {"#{" + hidden + "}#", "a placeholder"},
+		"word to fill in":   {"<" + hidden + ">", "a placeholder"},
+		"two lines":         {hidden + "\r\n" + hidden, "a line end"},
+		"not UTF-8":         {hidden + "\xff", "control character"},
+		"far too long":      {strings.Repeat(hidden, 2000), "28000 bytes"},
+	} {
+		env := map[string]string{}
+		for _, setting := range config.Names() {
+			env[setting] = tt.value
+		}
+		c, problems := fromEnv(env)
+		if c != usual || len(problems) != len(env) {
+			t.Errorf("%s: %d of %d settings are refused: %+v", name, len(problems), len(env), c)
+		}
+		for _, p := range problems {
+			if !strings.HasPrefix(p.Text, p.Setting+" cannot be used: ") || !strings.Contains(p.Text, tt.want) || strings.Contains(p.Text, hidden) {
+				t.Errorf("%s: %s", name, p.Text)
+			}
 		}
 	}
 }
@@ -157,40 +271,152 @@ func TestWrongSettings(t *testing.T) {
 // TestAllProblemsAreToldAtOnce, each setting once.
 func TestAllProblemsAreToldAtOnce(t *testing.T) {
 	t.Parallel()
-	secrets := []string{"REDIS_URL", "REDIS_ACCESS_KEY", "ServiceBusConnection", "COSMOS_KEY"}
 	env := map[string]string{}
-	for _, name := range secrets {
-		env[name] = "hunter2"
-	}
 	for _, tt := range wrong {
 		env[tt.name] = tt.value
 	}
-	c, err := fromEnv(env)
-	if err == nil || c != (config.Config{}) {
-		t.Fatalf("%+v, %v", c, err)
+	if len(env) != len(config.Names()) {
+		t.Errorf("%d of %d settings have a wrong value in this test", len(env), len(config.Names()))
 	}
-	for name := range env {
-		want := 1
-		if slices.Contains(secrets, name) {
-			want = 0
+	usual, _ := fromEnv(nil)
+	c, problems := fromEnv(env)
+	if c != usual {
+		t.Errorf("wrong settings have an effect: %+v", c)
+	}
+	told := map[string]bool{}
+	for _, p := range problems {
+		if told[p.Setting] {
+			t.Errorf("%s is told twice", p.Setting)
 		}
-		if got := strings.Count(err.Error(), name+" must be"); got != want {
-			t.Errorf("%s is told %d times in %s", name, got, err)
+		told[p.Setting] = true
+	}
+	if len(told) != len(env) {
+		t.Errorf("%d of %d are told: %v", len(told), len(env), problems)
+	}
+}
+
+// TestProblemsOfAPart: a part is held up by its own settings alone, and not by those whose default loses nothing.
+func TestProblemsOfAPart(t *testing.T) {
+	t.Parallel()
+	_, problems := fromEnv(map[string]string{
+		"COSMOS_ENDPOINT": "https://x.documents.azure.com", "COSMOS_KEY": "@Microsoft.KeyVault(x)", "MAX_INSTANCES": "many", "EVENTS_QUEUE": "my queue", "EVENT_TYPE_PREFIX": "my prefix", "LOG_LEVEL": "loud",
+	})
+	for part, want := range map[config.Part]struct {
+		unusable []string
+		minor    int
+	}{
+		config.Process:  {nil, 1},
+		config.Redis:    {nil, 1},
+		config.Queue:    {[]string{"EVENTS_QUEUE", "EVENT_TYPE_PREFIX"}, 0},
+		config.EventLog: {[]string{"COSMOS_KEY"}, 0},
+		config.Listener: {nil, 0},
+	} {
+		unusable, minor := problems.Of(part)
+		if (unusable != nil) != (want.unusable != nil) || len(minor) != want.minor {
+			t.Errorf("%s: %v, %q", part, unusable, minor)
+		}
+		for _, name := range want.unusable {
+			if !strings.Contains(unusable.Error(), name) {
+				t.Errorf("%s: %v does not name %s", part, unusable, name)
+			}
 		}
 	}
-	if strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("a secret is in %s", err)
+}
+
+// TestProblemsOfUnusedSettings: what another setting goes before holds nothing up.
+func TestProblemsOfUnusedSettings(t *testing.T) {
+	t.Parallel()
+	const reference = "@Microsoft.KeyVault(x)"
+	for _, tt := range []struct {
+		env    map[string]string
+		part   config.Part
+		usable bool
+	}{
+		{map[string]string{"REDIS_ACCESS_KEY": reference, "REDIS_HOST": "host"}, config.Redis, false},
+		{map[string]string{"REDIS_ACCESS_KEY": reference, "REDIS_URL": "redis://host"}, config.Redis, true},
+		{map[string]string{"REDIS_HOST": "redis://host", "REDIS_URL": "redis://host"}, config.Redis, true},
+		{map[string]string{"REDIS_HOST": "redis://host", "REDIS_URL": reference}, config.Redis, false},
+		{map[string]string{"ServiceBusConnection__fullyQualifiedNamespace": reference, "ServiceBusConnection": sas}, config.Queue, true},
+		{map[string]string{"ServiceBusConnection__fullyQualifiedNamespace": "x.servicebus.windows.net", "ServiceBusConnection": reference}, config.Queue, false},
+		{map[string]string{"LOCAL_QUEUE_URL": reference, "ServiceBusConnection": sas}, config.Queue, true},
+		{map[string]string{"COSMOS_KEY": reference, "COSMOS_ENDPOINT": "https://x.documents.azure.com"}, config.EventLog, false},
+		{map[string]string{"COSMOS_KEY": reference, "COSMOS_ENDPOINT": reference}, config.EventLog, false},
+		{map[string]string{"COSMOS_KEY": reference}, config.EventLog, true},
+		{map[string]string{"DATA_DIR": reference}, config.EventLog, false},
+		{map[string]string{"DATA_DIR": reference, "COSMOS_ENDPOINT": "https://x.documents.azure.com"}, config.EventLog, true},
+	} {
+		_, problems := fromEnv(tt.env)
+		unusable, minor := problems.Of(tt.part)
+		if (unusable == nil) != tt.usable || tt.usable && len(minor) == 0 {
+			t.Errorf("%v: %v, %q", tt.env, unusable, minor)
+		}
+	}
+}
+
+func TestIgnoredSettings(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{map[string]string{"REDIS_URL": "redis://host", "REDIS_HOST": "host"}, "REDIS_HOST"},
+		{map[string]string{"REDIS_URL": "redis://host", "REDIS_ACCESS_KEY": hidden}, "REDIS_ACCESS_KEY"},
+		{map[string]string{"ServiceBusConnection": sas, "ServiceBusConnection__fullyQualifiedNamespace": "x.servicebus.windows.net"}, "ServiceBusConnection__fullyQualifiedNamespace"},
+		{map[string]string{"COSMOS_KEY": "a2V5"}, "COSMOS_KEY"},
+		{map[string]string{"REDIS_HOST": "host", "REDIS_ACCESS_KEY": hidden, "COSMOS_ENDPOINT": "https://x.documents.azure.com", "COSMOS_KEY": "a2V5"}, ""},
+		{nil, ""},
+	} {
+		c, problems := fromEnv(tt.env)
+		if problems != nil {
+			t.Errorf("%v: %v", tt.env, problems)
+		}
+		ignored := c.Ignored()
+		if (len(ignored) == 1) != (tt.want != "") || len(ignored) == 1 && (ignored[0].Setting != tt.want || !ignored[0].Minor || strings.Contains(ignored[0].Text, hidden)) {
+			t.Errorf("%v: %+v, want %s", tt.env, ignored, tt.want)
+		}
+	}
+}
+
+func TestMisspeltSettings(t *testing.T) {
+	t.Parallel()
+	for name, meant := range map[string]string{
+		"REDIS_PARTITION": "REDIS_PARTITIONS", "SESSION_TTL": "SESSION_TTL_SECONDS", "COSMOS_ENDPOINTS": "COSMOS_ENDPOINT", "redis_url": "REDIS_URL",
+		"Redis__Host": "REDIS_HOST", "REDIS_URI": "REDIS_URL", "REDIS_ACESS_KEY": "REDIS_ACCESS_KEY", "REDIS_PASSWORD": "REDIS_ACCESS_KEY", "EVENT_QUEUE": "EVENTS_QUEUE",
+		"EVENTS_QUEUES": "EVENTS_QUEUE", "SERVICEBUSCONNECTION": "ServiceBusConnection", "ServiceBusConnectionString": "",
+		"ServiceBusConnection:fullyQualifiedNamespace": "ServiceBusConnection__fullyQualifiedNamespace", "ServiceBusConnection_fullyQualifiedNamespace": "ServiceBusConnection__fullyQualifiedNamespace",
+		"AzureWebJobs.ExpirationListener.Disabled": "AzureWebJobs_ExpirationListener_Disabled", "AzureWebJobs_ExpirationListner_Disabled": "AzureWebJobs_ExpirationListener_Disabled",
+		"MAX_INSTANCE": "MAX_INSTANCES", "EXPIRATION_ROUTE": "EXPIRATION_ROUTES", "LEASE_KEY": "LEASE_KEYS", "MAX_DELIVERY": "MAX_DELIVERY_COUNT",
+		// What belongs to others, or to nobody we know.
+		"PATH": "", "HOME": "", "HOSTNAME": "", "REDIS_PORT": "", "REDIS_PORT_6379_TCP_ADDR": "", "REDIS_SERVICE_HOST": "", "AzureWebJobs_Heartbeat_Disabled": "",
+		"AzureWebJobsStorage": "", "ServiceBusConnection__clientId": "", "WEBSITE_SITE_NAMES": "", "FUNCTIONS_WORKER_RUNTIME": "", "AZURE_CLIENT_ID": "", "LOG": "",
+		"DATA": "", "COSMOS_TIMEOUT": "", "": "", strings.Repeat("REDIS_", 10000): "",
+	} {
+		warnings := config.Misspelt([]string{name + "=" + hidden})
+		if (len(warnings) == 1) != (meant != "") || len(warnings) == 1 && (!strings.HasPrefix(warnings[0], name+" is no setting") || !strings.Contains(warnings[0], "was "+meant+" meant")) {
+			t.Errorf("%.60s: %q, want %q", name, warnings, meant)
+		}
+		if strings.Contains(strings.Join(warnings, ""), hidden) {
+			t.Errorf("a value is shown: %q", warnings)
+		}
+	}
+	var right []string
+	for _, name := range config.Names() {
+		right = append(right, name+"=x")
+	}
+	if warnings := config.Misspelt(right); warnings != nil {
+		t.Errorf("the settings themselves: %q", warnings)
 	}
 }
 
 // TestSecretsAreNeverPrinted, however a configuration is written out.
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	t.Parallel()
-	c, err := fromEnv(map[string]string{
-		"REDIS_URL": "redis://user:hunter2@host:6379/0", "REDIS_ACCESS_KEY": "hunter2", "ServiceBusConnection": "SharedAccessKey=hunter2", "COSMOS_KEY": "hunter2",
+	c, problems := fromEnv(map[string]string{
+		"REDIS_URL": "redis://user:hunter2@host:6379/0", "REDIS_ACCESS_KEY": "hunter2", "ServiceBusConnection": sas + "hunter2",
+		"COSMOS_ENDPOINT": "https://x.documents.azure.com/", "COSMOS_KEY": "hunter2=",
 	})
-	if err != nil {
-		t.Fatal(err)
+	if problems != nil {
+		t.Fatal(problems)
 	}
 	var log strings.Builder
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("started", "config", c, "url", c.RedisURL)

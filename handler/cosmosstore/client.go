@@ -42,8 +42,8 @@ type client struct {
 func (s *Store) newClient() (*client, error) {
 	endpoint, err := url.Parse(s.config.Endpoint)
 	if err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && endpoint.Scheme != "http" {
-		return nil, &setupError{fmt.Sprintf("COSMOS_ENDPOINT %q is not the URL of an account, such as https://name.documents.azure.com:443/: "+
-			"az cosmosdb show --name <account> --resource-group <group> --query documentEndpoint", s.config.Endpoint)}
+		return nil, &setupError{"COSMOS_ENDPOINT is not the URL of an account, such as https://name.documents.azure.com:443/: " +
+			"az cosmosdb show --name <account> --resource-group <group> --query documentEndpoint"}
 	}
 	if s.config.Database == "" {
 		return nil, &setupError{"COSMOS_DATABASE is not set; it names the database, such as presence"}

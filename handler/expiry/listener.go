@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"userconnectivity/handler/redisstore"
@@ -46,6 +47,8 @@ type Listener struct {
 	plan    []plan    // by partition; only the sweep uses it
 	backlog []int     // partitions that had more due than was claimed at once, in the order of their turns
 	looked  time.Time // when the sweep last looked at every partition
+	// lateness is that of every claim.
+	lateness prometheus.Histogram
 
 	watchdog watchdog
 
@@ -103,6 +106,7 @@ func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.
 	l := &Listener{
 		client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1), foreign: make(chan foreignKey, foreignWaiting),
 		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions()),
+		lateness: newLateness(),
 	}
 	l.state.Notifications = redisstore.NotificationsUnknown
 	l.watchdog.made, l.watchdog.lookEvery = time.Now(), lookEvery
@@ -270,6 +274,7 @@ func (l *Listener) count(c redisstore.Claims) {
 	var latest time.Duration
 	for _, late := range c.Late {
 		latest = max(latest, late)
+		l.lateness.Observe(late.Seconds())
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,12 +10,14 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -47,6 +49,15 @@ type Identity struct {
 	tokens     singleflight.Group
 	redisToken azcore.AccessToken
 	askedAt    time.Time
+
+	// renewal is why the token for Redis could not be renewed, nil while it can.
+	renewal atomic.Pointer[renewalFault]
+}
+
+// renewalFault is a token that ends and has no successor.
+type renewalFault struct {
+	err  error
+	ends time.Time
 }
 
 // New returns the identity of the environment: a managed identity in Azure (AZURE_CLIENT_ID names a
@@ -98,6 +109,10 @@ func (i *Identity) redisTokenNow(ctx context.Context) (string, error) {
 	if left < redisTokenLeft && (left <= time.Minute || now.Sub(i.askedAt) >= sameTokenWait) {
 		token, err := i.token(ctx)
 		i.askedAt = now
+		i.renewal.Store(nil)
+		if err != nil && ctx.Err() == nil {
+			i.renewal.Store(&renewalFault{err, i.redisToken.ExpiresOn})
+		}
 		if err != nil && left <= time.Minute {
 			problem, mend := Diagnose(err)
 			return "", fmt.Errorf("get an Entra token for Redis (%s): %s; %s. The identity also needs an access policy assignment on the database "+
@@ -108,6 +123,18 @@ func (i *Identity) redisTokenNow(ctx context.Context) (string, error) {
 		}
 	}
 	return i.redisToken.Token, nil
+}
+
+// Warnings says when the token for Redis cannot be renewed, while the one at hand still serves: connections are lost
+// when it ends.
+func (i *Identity) Warnings() []string {
+	fault := i.renewal.Load()
+	if fault == nil || !i.now().Before(fault.ends) {
+		return nil // there is none to renew, or connections fail with the reason already
+	}
+	problem, mend := Diagnose(fault.err)
+	return []string{fmt.Sprintf("the Entra token for Redis cannot be renewed, and the one at hand ends in %s: %s; %s: %s",
+		fault.ends.Sub(i.now()).Round(time.Second), problem, mend, Words(fault.err))}
 }
 
 func (i *Identity) token(ctx context.Context) (azcore.AccessToken, error) {
@@ -163,7 +190,12 @@ func (e *wordsError) Unwrap() error { return e.err }
 func Diagnose(err error) (problem, mend string) {
 	client := os.Getenv("AZURE_CLIENT_ID")
 	who, registration := "the identity of this app", "<client-id>"
-	if client != "" {
+	switch {
+	case client == "":
+	case uuid.Validate(client) != nil: // it may be anything, a secret, too
+		return "there is no token for " + who + ": AZURE_CLIENT_ID is not a client id, which looks like 11111111-2222-4333-8444-555555555555",
+			"set it as shown by: az identity show --resource-group <resource-group> --name <identity> --query clientId"
+	default:
 		who, registration = "the identity with the client id "+client, client
 	}
 	newSecret := "make a new one with: az ad app credential reset --id " + registration + ", and set AZURE_CLIENT_SECRET"

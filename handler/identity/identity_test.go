@@ -69,13 +69,19 @@ func TestAnOldTokenServesWhileNoneCanBeHad(t *testing.T) {
 	if is.asked != 2 {
 		t.Errorf("asked %d times within %s", is.asked, sameTokenWait)
 	}
+	if w := id.Warnings(); len(w) != 1 || !strings.Contains(w[0], "cannot be renewed, and the one at hand ends in 10m0s") || !strings.Contains(w[0], "identity endpoint is down") {
+		t.Errorf("%q", w)
+	}
 	is.now = is.now.Add(11 * time.Minute)
+	if w := id.Warnings(); w != nil { // connections fail with the reason
+		t.Errorf("%q", w)
+	}
 	if _, _, err := id.Redis(t.Context()); err == nil || !strings.Contains(err.Error(), "access policy assignment") {
 		t.Fatal(err)
 	}
 	is.fault = nil
-	if _, _, err := id.Redis(t.Context()); err != nil {
-		t.Fatal(err)
+	if _, _, err := id.Redis(t.Context()); err != nil || id.Warnings() != nil {
+		t.Fatal(err, id.Warnings())
 	}
 }
 
@@ -114,9 +120,12 @@ func TestDiagnose(t *testing.T) {
 		fault, client string
 		want          []string
 	}{
-		"no identity":      {"ManagedIdentityCredential: no managed identity found", "", []string{"the identity of this app", "az functionapp identity show", "az login"}},
-		"named identity":   {"no managed identity found", "1d-of-client", []string{"the identity with the client id 1d-of-client"}},
-		"expired secret":   {"AADSTS7000222: The provided client secret keys for app '1d' are expired.", "1d", []string{"client id 1d", "secret of the app registration is expired", "az ad app credential reset --id 1d"}},
+		"no identity":    {"ManagedIdentityCredential: no managed identity found", "", []string{"the identity of this app", "az functionapp identity show", "az login"}},
+		"named identity": {"no managed identity found", "11111111-2222-4333-8444-555555555555", []string{"the identity with the client id 11111111-2222-4333-8444-555555555555"}},
+		"expired secret": {"AADSTS7000222: The provided client secret keys for app '1d' are expired.", "11111111-2222-4333-8444-555555555555", []string{
+			"client id 11111111-2222-4333-8444-555555555555", "secret of the app registration is expired", "az ad app credential reset --id 11111111-2222-4333-8444-555555555555",
+		}},
+		"secret as id":     {"no managed identity found", "hunter2~secret", []string{"AZURE_CLIENT_ID is not a client id", "az identity show"}},
 		"wrong secret":     {"AADSTS7000215: Invalid client secret provided.", "", []string{"AZURE_CLIENT_SECRET", "az ad app credential reset --id <client-id>"}},
 		"wrong tenant":     {"AADSTS90002: Tenant 'x' not found.", "", []string{"tenant", "AZURE_TENANT_ID", "az ad sp show"}},
 		"clock of an hour": {"AADSTS700024: Client assertion is not within its valid time range.", "", []string{"clock"}},
@@ -124,6 +133,9 @@ func TestDiagnose(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("AZURE_CLIENT_ID", c.client)
 			problem, mend := Diagnose(errors.New(c.fault))
+			if strings.Contains(problem+mend, "hunter2") {
+				t.Errorf("%s; %s shows what is no client id", problem, mend)
+			}
 			for _, want := range c.want {
 				if !strings.Contains(problem+"; "+mend, want) {
 					t.Errorf("%s; %s\ndoes not say %q", problem, mend, want)

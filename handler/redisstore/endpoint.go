@@ -29,10 +29,15 @@ type Endpoint struct {
 	// Unannounced is true where Redis must not be asked for its maintenance notifications
 	// (CLIENT MAINT_NOTIFICATIONS), which those servers refuse that have none.
 	Unannounced bool
+	// Unusable says why the endpoint must not be used, nil when it may: its settings are wrong. Every call fails with it.
+	Unusable error
 }
 
 // options reads the endpoint. Its errors have no secret in them.
 func (e Endpoint) options() (*redis.Options, error) {
+	if e.Unusable != nil {
+		return nil, e.Unusable
+	}
 	if e.URL != "" {
 		opt, err := redis.ParseURL(e.URL)
 		if err != nil {

@@ -27,11 +27,11 @@ const (
 // Check looks at the properties of a queue or topic, which needs the right Manage (role Azure Service Bus Data Owner),
 // and returns a warning with the command that mends it for each that would lose the promises of this project. Without
 // the right, and for an emulator, it sees nothing and returns nil. A queue that cannot be reached is for Ping to tell.
-func (s *Sender) Check(ctx context.Context, queue string) []string {
+func (s *Sender) Check(ctx context.Context, name string) []string {
 	if s.endpoint.emulator {
 		return nil
 	}
-	ctx, done, err := s.begin(ctx, queue)
+	ctx, done, err := s.begin(ctx, name)
 	if err != nil {
 		return nil
 	}
@@ -43,37 +43,78 @@ func (s *Sender) Check(ctx context.Context, queue string) []string {
 		return nil
 	}
 	inNamespace := "--resource-group <resource-group> --namespace-name " + s.endpoint.namespace()
-	where := fmt.Sprintf("queue %s of %s ", queue, s.endpoint.host)
+	where := fmt.Sprintf("queue %s of %s ", name, s.endpoint.host)
 
-	q, err := client.GetQueue(ctx, queue, nil)
+	q, err := client.GetQueue(ctx, name, nil)
 	if err != nil {
 		return s.unchecked(where, err)
 	}
 	if q == nil || q.LockDuration == nil { // the SDK takes a topic for a queue without properties
-		return s.checkTopic(ctx, client, queue, inNamespace)
+		return s.checkTopic(ctx, client, name, inNamespace)
 	}
 	var warnings []string
 	warn := func(problem, mend string) {
 		warnings = append(warnings, where+problem+": "+mend)
 	}
 	if is(q.RequiresSession) {
-		warn("requires sessions, so that its batches would serve one user at a time", recreateQueue(inNamespace, queue))
+		warn("requires sessions, so that its batches would serve one user at a time", recreateQueue(inNamespace, name))
 	}
 	if !is(q.RequiresDuplicateDetection) {
-		warn("has no duplicate detection, so that a repeated send delivers an event twice", recreateQueue(inNamespace, queue))
+		warn("has no duplicate detection, so that a repeated send delivers an event twice", recreateQueue(inNamespace, name))
 	}
 	if *q.LockDuration != "PT5M" {
 		warn("locks messages for "+*q.LockDuration+" instead of PT5M, and a batch gets no renewal",
-			fmt.Sprintf("az servicebus queue update %s --name %s --lock-duration PT5M", inNamespace, queue))
+			fmt.Sprintf("az servicebus queue update %s --name %s --lock-duration PT5M", inNamespace, name))
 	}
 	if n := q.MaxDeliveryCount; n != nil && *n < leastMaxDeliveryCount {
 		warn(fmt.Sprintf("gives a message up after %d deliveries, which an outage of %v uses up", *n, time.Duration(*n)*batchTime),
-			fmt.Sprintf("az servicebus queue update %s --name %s --max-delivery-count %d", inNamespace, queue, maxDeliveryCount))
+			fmt.Sprintf("az servicebus queue update %s --name %s --max-delivery-count %d", inNamespace, name, maxDeliveryCount))
 	}
 	if q.Status != nil && *q.Status != admin.EntityStatusActive {
-		warn("is "+string(*q.Status), fmt.Sprintf("az servicebus queue update %s --name %s --status Active", inNamespace, queue))
+		warn("is "+string(*q.Status), fmt.Sprintf("az servicebus queue update %s --name %s --status Active", inNamespace, name))
 	}
 	return warnings
+}
+
+// CheckAside looks, with the same right as Check, whether messages were put aside that somebody has to look at: in the
+// queue -rejected of each of the queues, or by the broker in its dead letters. It returns a warning for each place that
+// has any, with what to do. It sees nothing of a topic, of a queue that is not there, and where the right is missing.
+func (s *Sender) CheckAside(ctx context.Context, queues ...string) []string {
+	if s.endpoint.emulator || len(queues) == 0 {
+		return nil
+	}
+	ctx, done, err := s.begin(ctx, queues[0])
+	if err != nil {
+		return nil
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	client, err := s.adminClient(ctx)
+	if err != nil {
+		return nil
+	}
+	var warnings []string
+	for _, name := range queues {
+		if n := s.counted(ctx, client, name+queue.RejectedSuffix); n != nil && n.ActiveMessageCount > 0 {
+			warnings = append(warnings, fmt.Sprintf("%d messages are in the queue %s of %s, since they can never succeed: each has its reason with it (property reason); "+
+				"mend that, send them again, and take them out", n.ActiveMessageCount, name+queue.RejectedSuffix, s.endpoint.host))
+		}
+		if n := s.counted(ctx, client, name); n != nil && n.DeadLetterMessageCount > 0 {
+			warnings = append(warnings, fmt.Sprintf("%d messages are in the dead letters of the queue %s of %s: no app reads them there (functions DeadLetters and HeartbeatMessages), "+
+				"or they came a moment ago", n.DeadLetterMessageCount, name, s.endpoint.host))
+		}
+	}
+	return warnings
+}
+
+// counted returns what a queue has, nil where that cannot be seen.
+func (s *Sender) counted(ctx context.Context, client *admin.Client, name string) *admin.GetQueueRuntimePropertiesResponse {
+	q, err := client.GetQueueRuntimeProperties(ctx, name, nil)
+	if err != nil {
+		return nil
+	}
+	return q
 }
 
 func (s *Sender) checkTopic(ctx context.Context, client *admin.Client, topic, inNamespace string) []string {

@@ -124,3 +124,41 @@ func TestCheck(t *testing.T) {
 		t.Errorf("emulator: %q", got)
 	}
 }
+
+// TestCheckAside: what lies in the queues -rejected and in the dead letters is told, as far as it may be seen.
+func TestCheckAside(t *testing.T) {
+	t.Parallel()
+	counts := func(active, dead int) string {
+		return fmt.Sprintf(`<QueueDescription xmlns="http://schemas.microsoft.com/netservices/2010/10/servicebus/connect">`+
+			`<CountDetails xmlns:d="http://schemas.microsoft.com/netservices/2011/06/servicebus"><d:ActiveMessageCount>%d</d:ActiveMessageCount>`+
+			`<d:DeadLetterMessageCount>%d</d:DeadLetterMessageCount></CountDetails><CreatedAt>2026-01-01T00:00:00Z</CreatedAt>`+
+			`<UpdatedAt>2026-01-01T00:00:00Z</UpdatedAt><AccessedAt>2026-01-01T00:00:00Z</AccessedAt></QueueDescription>`, active, dead)
+	}
+	_, client := management(t, map[string]string{
+		"well": counts(500, 0), "well-rejected": counts(0, 0),
+		"full": counts(1, 7), "full-rejected": counts(12, 3),
+		"alone": counts(0, 1), "denied": "401", "denied-rejected": "403", "broken": "500",
+	})
+	s := open(t, Config{ConnectionString: "Endpoint=sb://" + host + "/;SharedAccessKeyName=n;SharedAccessKey=k"})
+	s.transport = client
+	for _, tt := range []struct {
+		queues []string
+		want   []string
+	}{
+		{nil, nil},
+		{[]string{"well"}, nil},
+		{[]string{"full"}, []string{"12 messages are in the queue full-rejected of " + host, "7 messages are in the dead letters of the queue full of " + host}},
+		{[]string{"alone", "missing", "denied", "broken", "well"}, []string{"1 messages are in the dead letters of the queue alone"}},
+	} {
+		got := s.CheckAside(t.Context(), tt.queues...)
+		if len(got) != len(tt.want) {
+			t.Errorf("%v: %q", tt.queues, got)
+			continue
+		}
+		for i := range got {
+			if !strings.HasPrefix(got[i], tt.want[i]) {
+				t.Errorf("%v: %q, want %q", tt.queues, got[i], tt.want[i])
+			}
+		}
+	}
+}

@@ -2,7 +2,6 @@ package servicebus
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/url"
 	"strconv"
@@ -75,7 +74,7 @@ func parseConnectionString(s string) (endpoint, error) {
 // parseNamespace checks a fully qualified namespace, such as contoso.servicebus.windows.net.
 func parseNamespace(s string) (endpoint, error) {
 	if strings.ContainsAny(s, "/;=@ ") || !strings.Contains(s, ".") {
-		return endpoint{}, fmt.Errorf("%q is not a fully qualified namespace such as contoso.servicebus.windows.net", s)
+		return endpoint{}, errors.New("it is not a fully qualified namespace such as contoso.servicebus.windows.net")
 	}
 	return endpoint{host: s}, nil
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
 )
@@ -28,7 +29,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	}))
 	refusing := setup(t, withFailing(func(context.Context) error { return &presence.Error{Kind: presence.Conflict, Message: "no route"} }))
 	deferred := setup(t, func(h *triggers.Handlers) { h.Tracker = deferring{} })
-	down := setup(t, func(h *triggers.Handlers) { h.Health = health{"redis": {"status": "down"}} })
+	down := setup(t, func(h *triggers.Handlers) { h.Health = parts{"redis": {Status: health.Down}} })
 	panicking := setup(t, withFailing(func(context.Context) error { panic("broken") }))
 	busy := setupBusy(t)
 

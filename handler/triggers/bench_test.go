@@ -21,6 +21,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
@@ -80,7 +81,7 @@ func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
 	h := triggers.Handlers{
 		Tracker: tracker, Events: b.records, Replayer: work, Worker: work,
 		Beats:    triggers.HeartbeatQueue{Tracker: tracker, Sender: b.queues},
-		Listener: listener{}, Health: health{"redis": {"status": "ok", "partitions": partitions}},
+		Listener: listener{}, Health: parts{"redis": {Figures: map[string]any{"partitions": partitions}}},
 		Metrics: meter("up 1\n"), Version: "test", Log: log,
 	}
 	for _, c := range change {
@@ -412,16 +413,16 @@ func (l listener) Listener() (triggers.ListenerFigures, error) {
 	}, l.silent
 }
 
-type health map[string]triggers.Part
+type parts map[string]health.Part
 
 // Health has every part: those that the test names, and the others, which are well.
-func (h health) Health(context.Context) map[string]triggers.Part {
-	parts := map[string]triggers.Part{}
-	for _, name := range []string{"redis", "listener", "queue", "eventLog", "clock"} {
-		parts[name] = triggers.Part{"status": "ok"}
+func (p parts) Health(context.Context) map[string]health.Part {
+	all := map[string]health.Part{}
+	for _, name := range []string{"redis", "listener", "queue", "eventLog", "worker", "clock", "process"} {
+		all[name] = health.Part{}
 	}
-	maps.Copy(parts, h)
-	return parts
+	maps.Copy(all, p)
+	return all
 }
 
 type meter string

@@ -71,7 +71,7 @@ func fuzzed(t *testing.T, records *sqlitestore.Store) (http.Handler, *queues) {
 	sender := &queues{seen: map[string]bool{}}
 	work := worker.New(records, records, sender, queue.Codec{Source: "/test", TypePrefix: "userconnectivity."}, queue.Destinations{Events: "events"}, maxDelivery, discard)
 	return triggers.Routes(triggers.Handlers{
-		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: listener{}, Health: health{}, Metrics: meter("1"),
+		Tracker: tracker, Events: records, Replayer: work, Worker: work, Listener: listener{}, Health: parts{}, Metrics: meter("1"),
 		Beats: triggers.HeartbeatQueue{Tracker: tracker, Sender: sender}, Version: "test", Log: discard,
 	}), sender
 }

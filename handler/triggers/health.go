@@ -5,15 +5,14 @@ import (
 	_ "embed"
 	"net/http"
 
+
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/presence"
 )
 
-// Part is the state of one part of the app, as health shows it. Status is "ok", "degraded" or "down".
-type Part map[string]any
-
 // healthChecker tells the state of every part by name.
 type healthChecker interface {
-	Health(ctx context.Context) map[string]Part
+	Health(ctx context.Context) map[string]health.Part
 }
 
 // live is GET /api/live: 200 while the process can answer and its own loops turn. The platform replaces an instance
@@ -34,25 +33,18 @@ func live(l listener) http.HandlerFunc {
 	}
 }
 
-// health is GET /api/health: the state of every part. The app is as well as its worst part.
-func health(h healthChecker, version string) http.HandlerFunc {
+// healthOf is GET /api/health: the state of every part. The app is as well as its worst part; 503 while one is down.
+func healthOf(h healthChecker, version string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		parts := h.Health(r.Context())
-		worst, code := "ok", http.StatusOK
-		for _, p := range parts {
-			switch p["status"] {
-			case "down":
-				worst, code = "down", http.StatusServiceUnavailable
-			case "degraded":
-				if worst == "ok" {
-					worst = "degraded"
-				}
-			}
+		worst, code := health.Worst(parts), http.StatusOK
+		if worst == health.Down {
+			code = http.StatusServiceUnavailable
 		}
 		reply(w, code, struct {
-			Status  string          `json:"status"`
-			Version string          `json:"version"`
-			Parts   map[string]Part `json:"parts"`
+			Status  health.Status          `json:"status"`
+			Version string                 `json:"version"`
+			Parts   map[string]health.Part `json:"parts"`
 		}{worst, version, parts})
 	}
 }

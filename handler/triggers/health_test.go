@@ -8,6 +8,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/google/go-cmp/cmp"
 
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/triggers"
 )
 
@@ -21,16 +22,18 @@ func TestLiveAsksNobody(t *testing.T) {
 
 func TestHealthIsThatOfTheWorstPart(t *testing.T) {
 	t.Parallel()
-	ok, degraded, down := triggers.Part{"status": "ok"}, triggers.Part{"status": "degraded", "detail": "wait"}, triggers.Part{"status": "down", "detail": "start it"}
+	ok, unknown := health.Part{Status: health.OK}, health.Part{Status: health.Unknown, Detail: "it runs elsewhere"}
+	degraded, down := health.Part{Status: health.Degraded, Detail: "wait"}, health.Part{Status: health.Down, Detail: "start it"}
 	for _, tt := range []struct {
 		name   string
-		parts  health
+		parts  parts
 		code   int
 		status string
 	}{
-		{"all_well", health{"redis": ok, "queue": ok}, 200, "ok"},
-		{"one_degraded", health{"redis": ok, "queue": degraded, "eventLog": ok}, 200, "degraded"},
-		{"one_down", health{"redis": down, "queue": degraded, "eventLog": ok}, 503, "down"},
+		{"all_well", parts{"redis": ok, "queue": ok}, 200, "ok"},
+		{"one_unknown", parts{"redis": ok, "clock": unknown}, 200, "ok"},
+		{"one_degraded", parts{"redis": ok, "queue": degraded, "eventLog": ok}, 200, "degraded"},
+		{"one_down", parts{"redis": down, "queue": degraded, "eventLog": ok}, 503, "down"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -40,7 +43,7 @@ func TestHealthIsThatOfTheWorstPart(t *testing.T) {
 				Parts           map[string]object
 			}
 			b.get("/api/health").into(tt.code, &got)
-			if got.Status != tt.status || got.Version != "test" || len(got.Parts) != 5 || got.Parts["redis"]["status"] != tt.parts["redis"]["status"] {
+			if got.Status != tt.status || got.Version != "test" || len(got.Parts) != 7 || got.Parts["redis"]["status"] != string(tt.parts["redis"].Status) {
 				t.Errorf("%+v", got)
 			}
 		})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
@@ -73,9 +74,9 @@ func (f failing) Listener() (triggers.ListenerFigures, error) {
 	return triggers.ListenerFigures{}, f.fail(context.Background())
 }
 
-func (f failing) Health(ctx context.Context) map[string]triggers.Part {
+func (f failing) Health(ctx context.Context) map[string]health.Part {
 	_ = f.fail(ctx)
-	return health{}.Health(ctx)
+	return parts{}.Health(ctx)
 }
 
 func (f failing) Metrics() []byte {

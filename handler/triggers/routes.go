@@ -78,7 +78,7 @@ func Routes(h Handlers) *chi.Mux {
 		get(r, "/api/users/{user}/events", userEvents(h.Events, h.Complete))    // UserEvents
 		get(r, "/api/events/{id}", event(h.Events, h.Complete))                 // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
-		get(r, "/api/health", health(h.Health, h.Version))                      // Health
+		get(r, "/api/health", healthOf(h.Health, h.Version))                    // Health
 		get(r, "/api/listener", expirationListener(h.Listener))                 // ExpirationListener
 		get(r, "/api/openapi.json", openAPIDocument)                            // OpenApi
 	})
