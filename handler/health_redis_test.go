@@ -53,7 +53,9 @@ func TestHealthTriesToWrite(t *testing.T) {
 		"full":             {set("maxmemory", "1"), set("maxmemory", "0"), "down", "redis is full"},
 		"too few replicas": {set("min-replicas-to-write", "3"), set("min-replicas-to-write", "0"), "down", "too few replicas"},
 		"read-only": {
-			func(ctx context.Context, c *redis.Client) error { return c.Do(ctx, "replicaof", "127.0.0.1", "1").Err() },
+			func(ctx context.Context, c *redis.Client) error {
+				return c.Do(ctx, "replicaof", "127.0.0.1", "1").Err()
+			},
 			func(ctx context.Context, c *redis.Client) error { return c.Do(ctx, "replicaof", "no", "one").Err() },
 			"down", "REDIS_URL names a read-only replica",
 		},

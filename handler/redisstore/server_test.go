@@ -177,7 +177,8 @@ func TestRefusedWrites(t *testing.T) {
 			func(ctx context.Context, c *redis.Client) error {
 				return c.Do(ctx, "replicaof", "127.0.0.1", "1").Err()
 			},
-			[]string{"--replica-serve-stale-data", "yes"}, "READONLY", "names a read-only replica",
+			[]string{"--replica-serve-stale-data", "yes"},
+			"READONLY", "names a read-only replica",
 		},
 		"a right inside of the script": {
 			func(ctx context.Context, c *redis.Client) error {
