@@ -177,7 +177,8 @@ func TestRefusedWrites(t *testing.T) {
 			func(ctx context.Context, c *redis.Client) error {
 				return c.Do(ctx, "replicaof", "127.0.0.1", "1").Err()
 			},
-			[]string{"--replica-serve-stale-data", "yes"}, "READONLY", "names a read-only replica",
+			[]string{"--replica-serve-stale-data", "yes"},
+			"READONLY", "names a read-only replica",
 		},
 		"a right inside of the script": {
 			func(ctx context.Context, c *redis.Client) error {
@@ -207,7 +208,9 @@ func TestRefusedWrites(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := store.Heartbeats(t.Context(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(60)}})
-			if presence.KindOf(err) != presence.Unavailable || code(err) != c.code || !strings.Contains(err.Error(), c.want) {
+			if s, _, _ := client.Server(); c.code == "NOREPLICAS" && err == nil && strings.HasPrefix(s.Version, "6.2.") && s.Version < "6.2.7" && len(s.Version) == 5 {
+				t.Logf("%s lets scripts write with too few replicas", s.Version) // docs: 6.2.7 is the oldest that does not
+			} else if presence.KindOf(err) != presence.Unavailable || code(err) != c.code || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("a beat: code %q, %v", code(err), err)
 			}
 			if c.code != "NOPERM" || name == "a right inside of the script" {
