@@ -67,7 +67,7 @@ func (f failing) UserEvents(ctx context.Context, _ string, _ int, _ string) (eve
 func (f failing) Replay(ctx context.Context, _ string) error                 { return f.fail(ctx) }
 func (f failing) Process(ctx context.Context, _ []worker.Delivery) error     { return f.fail(ctx) }
 func (f failing) DeadLetters(ctx context.Context, _ []worker.Delivery) error { return f.fail(ctx) }
-func (f failing) Live() error { return f.fail(context.Background()) }
+func (f failing) Live() error                                                { return f.fail(context.Background()) }
 
 func (f failing) Listener() (triggers.ListenerFigures, error) {
 	return triggers.ListenerFigures{}, f.fail(context.Background())
