@@ -114,17 +114,23 @@ func share[T item](s *Store, l *lane[T], it T) (handled bool, err error) {
 func flush[T item](s *Store, items []T, do func(ctx context.Context, items []T) error) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	live := items[:0]
-	for _, it := range items {
-		r := it.waiter()
-		if r.err = r.ctx.Err(); r.err != nil {
-			r.done <- struct{}{}
-			continue
-		}
-		live = append(live, it)
-	}
+	live := items
 	err := guarded(func() error {
-		return s.door.through(ctx, single, func() error { return do(ctx, live) })
+		return s.door.through(ctx, single, func() error {
+			live = items[:0]
+			for _, it := range items {
+				r := it.waiter()
+				if r.err = r.ctx.Err(); r.err != nil {
+					r.done <- struct{}{}
+					continue
+				}
+				live = append(live, it)
+			}
+			if len(live) == 0 {
+				return nil
+			}
+			return do(ctx, live)
+		})
 	})
 	for _, it := range live {
 		r := it.waiter()
