@@ -106,6 +106,9 @@ func (a *app) redisMetrics(e *exposition, now time.Time) {
 	if !waiting.Oldest.IsZero() {
 		age = max(now.Sub(waiting.Oldest), 0)
 	}
+	later := a.store.Later()
+	e.gauge("later_version_waiting", "Entries of the deadline index that wait for a process of a later version.", float64(later.Waiting))
+	e.counter("later_version_refused_total", "Heartbeats and leaves that were refused because a later version wrote the user's record.", float64(later.Refused))
 	e.gauge("deferral_waiting_items", "Heartbeats and leaves that are kept in memory until Redis is back.", float64(waiting.Items))
 	e.gauge("deferral_waiting_bytes", "Memory that they take, estimated.", float64(waiting.Bytes))
 	e.gauge("deferral_oldest_age_seconds", "How long the oldest of them has waited.", age.Seconds())
