@@ -23,7 +23,7 @@ func (a *app) Metrics() []byte {
 func (a *app) collectors() []prometheus.Collector {
 	parts := []prometheus.Collector{
 		metrics.Func(buildMetrics), metrics.Func(a.presenceMetrics), metrics.Func(a.connectionMetrics),
-		a.requests, a.breaker, a.deferred, a.sent, a.logged,
+		a.requests, a.breaker, a.store, a.deferred, a.sent, a.logged,
 	}
 	if a.cfg.Listener {
 		parts = append(parts, a.listener, a.census)

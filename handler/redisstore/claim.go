@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -25,7 +26,7 @@ type Due struct {
 // Full reports whether more may be due than was returned.
 func (d Due) Full() bool { return len(d.Members) == maxItems }
 
-// Due looks at the partitions' deadline indexes in one round trip. It changes nothing. With an error it returns what it
+// Due looks at the partitions' deadline indexes. It changes nothing. With an error it returns what it
 // found in the partitions that did answer.
 func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
 	calls := make([]*call, len(partitions))
@@ -33,7 +34,7 @@ func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
 		calls[n] = s.newCall(dueScript, p, 0, 2)
 		calls[n].args = append(calls[n].args, maxItems, s.later.pass(p, time.Now()))
 	}
-	fault := s.runBehind(ctx, calls...)
+	fault := s.runBehind(ctx, partitionsATurn, calls...)
 	found := make([]Due, 0, len(partitions))
 	for n, p := range partitions {
 		if calls[n].err != nil {
@@ -116,7 +117,7 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	if len(calls) == 0 {
 		return claims, nil
 	}
-	fault := s.runBehind(ctx, calls...)
+	fault := s.runBehind(ctx, claimsATurn, calls...)
 	for n, c := range calls {
 		replies, err := c.replies((len(c.keys) - 4) / 2)
 		if err != nil {
@@ -140,6 +141,20 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 		s.later.found(partitions[n], waiting, time.Now())
 	}
 	return claims, fault
+}
+
+// runBehind runs calls of the background, so many a turn, and returns the first fault. Each call has its own.
+func (s *Store) runBehind(ctx context.Context, aTurn int, calls ...*call) (fault error) {
+	for some := range slices.Chunk(calls, aTurn) {
+		err := s.door.through(ctx, background, func() error { return s.run(ctx, some...) })
+		for _, c := range some {
+			if c.err == nil && c.cmd == nil {
+				c.err = err // they had no turn
+			}
+		}
+		fault = cmp.Or(fault, err)
+	}
+	return fault
 }
 
 func stringsOf(replies []any) ([]string, bool) {

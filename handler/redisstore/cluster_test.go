@@ -362,8 +362,8 @@ func TestASlotOnTheMove(t *testing.T) {
 		steps++
 		// In one flush, as beats of different requests are.
 		items := []*beatItem{
-			{ctx: ctx, beat: presence.Beat{User: moving, Session: presence.DefaultSession, TTL: seconds(60)}},
-			{ctx: ctx, beat: presence.Beat{User: other, Session: presence.DefaultSession, TTL: seconds(60)}},
+			{request: newRequest(ctx), beat: presence.Beat{User: moving, Session: presence.DefaultSession, TTL: seconds(60)}},
+			{request: newRequest(ctx), beat: presence.Beat{User: other, Session: presence.DefaultSession, TTL: seconds(60)}},
 		}
 		for _, it := range items {
 			it.prepare(b.store)

@@ -14,13 +14,9 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// bulkSlice is how many beats of a bulk call go in one round trip, so that single beats beside it wait for
-// no more than a few milliseconds.
-const bulkSlice = 400
-
 // beatItem is one beat on its way to Redis and back.
 type beatItem struct {
-	ctx       context.Context //nolint:containedctx // the lane drops items whose request has ended
+	request
 	beat      presence.Beat
 	partition int
 
@@ -32,11 +28,9 @@ type beatItem struct {
 
 	renewed bool // renew.lua did it
 	outcome presence.BeatOutcome
-	err     error
-	done    chan struct{}
 }
 
-var beatItems = sync.Pool{New: func() any { return &beatItem{done: make(chan struct{}, 1)} }}
+var beatItems = sync.Pool{New: func() any { return &beatItem{request: request{done: make(chan struct{}, 1)}} }}
 
 // Heartbeats applies beats in order. A single one shares its round trip with those of other requests; the
 // beats of a bulk go in round trips of their own, a few hundred at a time.
@@ -55,9 +49,8 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		pointers[i] = &items[i]
 	}
 	var waits error // one waits for a later version; the others are applied
-	for from := 0; from < len(items); from += bulkSlice {
-		slice := pointers[from:min(from+bulkSlice, len(items))]
-		err := s.bulk(ctx, func() error {
+	for slice := range slices.Chunk(pointers, beatsATurn) {
+		err := s.door.through(ctx, bulk, func() error {
 			s.applyBeats(ctx, slice)
 			return firstErr(slice)
 		})
@@ -77,10 +70,10 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 }
 
 // firstErr returns the first fault of the items, errLater only where there is no other.
-func firstErr(items []*beatItem) (err error) {
+func firstErr[T item](items []T) (err error) {
 	for _, it := range items {
-		if it.err != nil && (err == nil || err == errLater) {
-			err = it.err
+		if e := it.waiter().err; e != nil && (err == nil || err == errLater) {
+			err = e
 		}
 	}
 	return err
@@ -88,51 +81,24 @@ func firstErr(items []*beatItem) (err error) {
 
 // heartbeat applies one beat by way of the lane.
 func (s *Store) heartbeat(ctx context.Context, b *presence.Beat) (presence.BeatOutcome, error) {
-	if err := s.client.ready(); err != nil {
-		return presence.BeatOutcome{}, err
+	it := beatItems.Get().(*beatItem)
+	*it = beatItem{request: request{ctx: ctx, done: it.done}, beat: *b}
+	it.prepare(s)
+	handled, err := share(s, s.beats, it)
+	if !handled {
+		return presence.BeatOutcome{}, err // the lane may have the item still, so it is not used again
 	}
-	item := beatItems.Get().(*beatItem)
-	*item = beatItem{ctx: ctx, beat: *b, done: item.done}
-	item.prepare(s)
-	if !s.beats.put(item) {
-		beatItems.Put(item)
-		return presence.BeatOutcome{}, errQueueFull
-	}
-	select {
-	case <-item.done:
-		outcome, err := item.outcome, item.err
-		beatItems.Put(item)
-		return outcome, err
-	case <-ctx.Done(): // the lane still has the item, so it is not used again
-		return presence.BeatOutcome{}, unavailable(fmt.Errorf("wait for Redis: %w", ctx.Err()))
-	case <-s.beats.ended:
-		return presence.BeatOutcome{}, errLaneEnded
-	}
+	outcome := it.outcome
+	beatItems.Put(it)
+	return outcome, err
 }
 
 // flushBeats is the lane's flush.
 func (s *Store) flushBeats(items []*beatItem) {
-	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-	defer cancel()
-	live := items[:0]
-	for _, it := range items {
-		if it.err = it.ctx.Err(); it.err != nil {
-			it.done <- struct{}{}
-			continue
-		}
-		live = append(live, it)
-	}
-	if err := guarded(func() error {
-		s.applyBeats(ctx, live)
+	flush(s, items, func(ctx context.Context, items []*beatItem) error {
+		s.applyBeats(ctx, items)
 		return nil
-	}); err != nil {
-		for _, it := range live {
-			it.err = err
-		}
-	}
-	for _, it := range live {
-		it.done <- struct{}{}
-	}
+	})
 }
 
 // applyBeats applies the beats of the items, in order for each user: first renew.lua, which does the usual

@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -20,20 +21,22 @@ func (s *Store) Ours(key string) bool { return s.keys.ours(key) }
 // holds or that nobody holds, and returns how many. Keys are valid UTF-8. After an error some may have been written:
 // do not call again with the same keys, since a second event would have an id of its own.
 func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
-	var calls []*call
-	for _, c := range chunksOf(keys, s.keys.partitions, s.keys.partition) {
-		calls = append(calls, s.keyExpired(c.partition, ListenerLease, c.items))
-	}
-	if err := s.run(ctx, calls...); err != nil {
-		return 0, fmt.Errorf("report %d foreign keys: %w", len(keys), err)
-	}
 	written := 0
-	for _, c := range calls {
-		n, err := c.cmd.Int()
-		if err != nil {
-			return written, fmt.Errorf("read how many foreign keys were reported: %w", err)
+	for some := range slices.Chunk(keys, foreignATurn) {
+		var calls []*call
+		for _, c := range chunksOf(some, s.keys.partitions, s.keys.partition) {
+			calls = append(calls, s.keyExpired(c.partition, ListenerLease, c.items))
 		}
-		written += n
+		if err := s.runBehind(ctx, len(calls), calls...); err != nil {
+			return written, fmt.Errorf("report %d foreign keys: %w", len(keys), err)
+		}
+		for _, c := range calls {
+			n, err := c.cmd.Int()
+			if err != nil {
+				return written, fmt.Errorf("read how many foreign keys were reported: %w", err)
+			}
+			written += n
+		}
 	}
 	return written, nil
 }
@@ -45,7 +48,7 @@ func (s *Store) HoldListener(ctx context.Context, lease time.Duration) error {
 	for p := range calls {
 		calls[p] = s.keyExpired(p, lease, nil)
 	}
-	if err := s.run(ctx, calls...); err != nil {
+	if err := s.runBehind(ctx, partitionsATurn, calls...); err != nil {
 		return fmt.Errorf("hold the listener leases: %w", err)
 	}
 	return nil

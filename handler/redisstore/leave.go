@@ -3,64 +3,102 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"userconnectivity/handler/presence"
 )
 
-// Leaves applies leaves in order: one script call for those of a partition, up to maxItems each, all in one
-// round trip. See lua/leave.lua.
+// leaveItem is one leave on its way to Redis and back.
+type leaveItem struct {
+	request
+	leave             presence.Leave
+	partition         int
+	userKey, leaseKey string
+	at                int64
+	seq               string
+	outcome           presence.LeaveOutcome
+}
+
+// Leaves applies leaves in order; see lua/leave.lua. A single one shares its round trip with those of other requests; the
+// leaves of a bulk go in round trips of their own, a few hundred at a time.
 func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence.LeaveOutcome, error) {
-	type item struct {
-		at                int // position among the leaves
-		partition         int
-		userKey, leaseKey string
-		received          int64
-		seq               string
-	}
-	items := make([]*item, len(leaves))
-	for i := range leaves {
-		l := &leaves[i]
-		p := s.keys.partition(l.User)
-		items[i] = &item{
-			at: i, partition: p, userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
-			seq: seqArg(l.Seq),
+	if len(leaves) == 1 {
+		it := s.leaveItem(ctx, leaves[0])
+		if handled, err := share(s, s.leaves, it); !handled || err != nil {
+			return nil, err
 		}
+		return []presence.LeaveOutcome{it.outcome}, nil
 	}
-	chunks := chunksOf(items, s.keys.partitions, func(it *item) int { return it.partition })
-	calls := make([]*call, len(chunks))
-	for n, ch := range chunks {
-		c := s.newDatedCall(leaveScript, ch.partition, len(ch.items), 5)
-		for _, it := range ch.items {
-			l := &leaves[it.at]
-			it.received = c.dating.received(l.At, time.Time{})
-			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &l.User, &l.Session, &it.received, &it.seq, &l.Traceparent)
-		}
-		calls[n] = c
+	items := make([]*leaveItem, len(leaves))
+	for i, l := range leaves {
+		items[i] = s.leaveItem(ctx, l)
 	}
-	if err := s.run(ctx, calls...); err != nil {
-		return nil, err
-	}
-	outcomes := make([]presence.LeaveOutcome, len(leaves))
 	var waits error // one waits for a later version; the others are applied
-	for n, ch := range chunks {
-		replies, err := calls[n].datedReplies(len(ch.items))
-		if err != nil {
-			return nil, fmt.Errorf("read the reply to %d leaves: %w", len(ch.items), err)
-		}
-		for k, it := range ch.items {
-			outcome, _ := replies[k].(string)
-			if outcome == "later" {
-				s.later.refused.Add(1)
-				s.later.tell("the record of a user who leaves")
-				waits = errLater
-			}
-			outcomes[it.at] = presence.LeaveOutcome(outcome)
+	for some := range slices.Chunk(items, leavesATurn) {
+		err := s.door.through(ctx, bulk, func() error {
+			s.applyLeaves(ctx, some)
+			return firstErr(some)
+		})
+		if err == errLater {
+			waits = err
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	if waits != nil {
 		return nil, waits
 	}
+	outcomes := make([]presence.LeaveOutcome, len(leaves))
+	for i, it := range items {
+		outcomes[i] = it.outcome
+	}
 	return outcomes, nil
+}
+
+func (s *Store) leaveItem(ctx context.Context, l presence.Leave) *leaveItem {
+	p := s.keys.partition(l.User)
+	return &leaveItem{
+		request: newRequest(ctx), leave: l, partition: p, seq: seqArg(l.Seq),
+		userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
+	}
+}
+
+// flushLeaves is the lane's flush.
+func (s *Store) flushLeaves(items []*leaveItem) {
+	flush(s, items, func(ctx context.Context, items []*leaveItem) error {
+		s.applyLeaves(ctx, items)
+		return nil
+	})
+}
+
+// applyLeaves applies leaves in order, in one round trip. A leave with an error may have been applied.
+func (s *Store) applyLeaves(ctx context.Context, items []*leaveItem) {
+	chunks := chunksOf(items, s.keys.partitions, func(it *leaveItem) int { return it.partition })
+	calls := make([]*call, len(chunks))
+	for n, ch := range chunks {
+		c := s.newDatedCall(leaveScript, ch.partition, len(ch.items), 5)
+		for _, it := range ch.items {
+			it.at = c.dating.received(it.leave.At, time.Time{})
+			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
+			c.args = append(c.args, &it.leave.User, &it.leave.Session, &it.at, &it.seq, &it.leave.Traceparent)
+		}
+		calls[n] = c
+	}
+	_ = s.run(ctx, calls...) // each call has its own error
+	for n, ch := range chunks {
+		replies, err := calls[n].datedReplies(len(ch.items))
+		for k, it := range ch.items {
+			if err != nil {
+				it.err = fmt.Errorf("apply %d leaves: %w", len(ch.items), err)
+				continue
+			}
+			text, _ := replies[k].(string)
+			if it.outcome = presence.LeaveOutcome(text); text == "later" {
+				it.err = errLater
+				s.later.refused.Add(1)
+				s.later.tell("the record of a user who leaves")
+			}
+		}
+	}
 }

@@ -48,7 +48,8 @@ type Outbox struct {
 	store       *Store
 	consumer    string
 	quarantined atomic.Int64
-	// turn is held by the relay's call that uses the connection or waits for it; see Store.background.
+	// turn is held by the relay's call that uses the connection or waits for it: the relay's calls are many, and together
+	// they take one part in the turns of the background.
 	turn chan struct{}
 }
 
@@ -65,16 +66,16 @@ func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, don
 	if !o.store.client.oneServer() {
 		return client, func() {}, nil
 	}
-	// The relay's calls are many: together they take one part in the turns.
 	if err := take(ctx, o.turn, "the relay's call before"); err != nil {
 		return nil, nil, err
 	}
-	if err := take(ctx, o.store.background, "the sweep"); err != nil {
+	leave, err := o.store.door.enter(ctx, background)
+	if err != nil {
 		<-o.turn
 		return nil, nil, err
 	}
 	return client, func() {
-		<-o.store.background
+		leave()
 		<-o.turn
 	}, nil
 }
@@ -337,10 +338,11 @@ func (o *Outbox) entries(ctx context.Context, p int, messages []redis.XMessage) 
 }
 
 func (o *Outbox) quarantine(ctx context.Context, p int, what, content string) error {
-	client, err := o.store.client.connect(ctx)
+	client, done, err := o.connect(ctx)
 	if err != nil {
 		return err
 	}
+	defer done()
 	if err := client.XAdd(ctx, &redis.XAddArgs{
 		Stream: o.store.keys.in(p, "quarantine"), MaxLen: 1000, Approx: true,
 		Values: []any{"key", o.store.keys.outbox(p), "what", what, "content", content},
@@ -460,10 +462,11 @@ func (n *numbers) time(s string) time.Time {
 
 // Lag tells how old the oldest entry of all partitions' outboxes is, zero when they are empty.
 func (o *Outbox) Lag(ctx context.Context, now time.Time) (time.Duration, error) {
-	client, err := o.store.client.connect(ctx)
+	client, done, err := o.connect(ctx)
 	if err != nil {
 		return 0, err
 	}
+	defer done()
 	pipe := client.Pipeline()
 	first := make([]*redis.XMessageSliceCmd, o.store.Partitions())
 	for p := range first {

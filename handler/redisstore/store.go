@@ -46,13 +46,11 @@ type Store struct {
 	clockOf func(partition int) *clock
 	beats   *lane[*beatItem]
 	reads   *lane[*readItem]
-	bulks   chan struct{} // one bulk at a time: single beats beside it wait for one slice at most
-	// background is held by the call of the sweep or the relay that uses the one connection to a single server: requests,
-	// which share it, wait for one of them at most.
-	background chan struct{}
-	checked    atomic.Bool // the recorded number of partitions was compared with ours
-	apart      atomic.Bool // the server refused a script with keys of several partitions
-	later      later
+	leaves  *lane[*leaveItem]
+	door    *door
+	checked atomic.Bool // the recorded number of partitions was compared with ours
+	apart   atomic.Bool // the server refused a script with keys of several partitions
+	later   later
 }
 
 // New returns a Store on the shared client.
@@ -68,14 +66,14 @@ func New(c *Client, cfg Config) *Store {
 		client: c,
 		keys:   newKeys(cfg.Prefix, cfg.Partitions),
 		args:   [2]any{rand.Text()[:10], leases},
-		bulks:  make(chan struct{}, 1), background: make(chan struct{}, 1),
+		door:   newDoor(c),
 	}
 	for p := range cfg.Partitions {
 		s.shared = append(s.shared, s.keys.shared(p))
 	}
 	s.clockOf = s.clockOfServer
 	s.later.log, s.later.passed = cfg.Log, make([]passed, cfg.Partitions)
-	s.beats, s.reads = newLane(s.flushBeats), newLane(s.flushReads)
+	s.beats, s.leaves, s.reads = newLane(s.flushBeats), newLane(s.flushLeaves), newLane(s.flushReads)
 	return s
 }
 
@@ -84,6 +82,7 @@ func (s *Store) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
 	s.beats.stop(ctx)
+	s.leaves.stop(ctx)
 	s.reads.stop(ctx)
 }
 
@@ -201,20 +200,6 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 	return nil
 }
 
-// runBehind is run for the sweep.
-func (s *Store) runBehind(ctx context.Context, calls ...*call) error {
-	if s.client.oneServer() {
-		if err := take(ctx, s.background, "the relay"); err != nil {
-			for _, c := range calls {
-				c.err = err
-			}
-			return err
-		}
-		defer func() { <-s.background }()
-	}
-	return s.run(ctx, calls...)
-}
-
 var errForgetful = errors.New("the server forgets its scripts as fast as they are loaded")
 
 // load has the servers of the calls load their scripts, and returns the calls that may be sent again.
@@ -289,21 +274,6 @@ func millis(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("read time %q: %w", s, err)
 	}
 	return time.UnixMilli(ms).UTC(), nil
-}
-
-// errQueueFull is the answer to a request for which there is no more room.
-var errQueueFull = &presence.Error{
-	Kind: presence.Unavailable, RetryAfter: time.Second,
-	Message: fmt.Sprintf("the app is busy: %d requests wait for the state store already; try again", laneQueue),
-}
-
-// bulk runs one slice of a bulk, after the slices that wait already.
-func (s *Store) bulk(ctx context.Context, slice func() error) error {
-	if err := take(ctx, s.bulks, "the bulk before"); err != nil {
-		return err
-	}
-	defer func() { <-s.bulks }()
-	return slice()
 }
 
 // take waits for a place, which somebody may hold.

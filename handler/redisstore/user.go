@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,70 +14,79 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// readItem is one look at some users' records.
+// readItem is one look at a user's record.
 type readItem struct {
-	ctx   context.Context //nolint:containedctx // the lane drops items whose request has ended
-	ids   []string
-	gets  []*redis.StringCmd
-	users []*presence.User
-	err   error
-	done  chan struct{}
+	request
+	id   string
+	user *presence.User
 }
 
 // Users reads the records of users; nil for a user without one, or with a record that says no more than that
-// a leave came. Of a user whose record only a later version can read it says no more than Stale. Concurrent calls share a round trip.
+// a leave came. Of a user whose record only a later version can read it says no more than Stale. Calls for one user share
+// a round trip with others; larger ones are cut into round trips of their own.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
+	if len(ids) == 1 {
+		it := &readItem{request: newRequest(ctx), id: ids[0]}
+		if handled, err := share(s, s.reads, it); !handled || err != nil {
+			return nil, err
+		}
+		return []*presence.User{it.user}, nil
+	}
 	if err := s.client.ready(); err != nil {
 		return nil, err
 	}
-	item := &readItem{ctx: ctx, ids: ids, done: make(chan struct{})}
-	if !s.reads.put(item) {
-		return nil, errQueueFull
+	users := make([]*presence.User, 0, len(ids))
+	for some := range slices.Chunk(ids, readsATurn) {
+		err := s.door.through(ctx, bulk, func() error {
+			gets, err := s.readRecords(ctx, some)
+			if err != nil {
+				return err
+			}
+			read, err := s.parseUsers(some, gets)
+			users = append(users, read...)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	select {
-	case <-item.done:
-		return item.users, item.err
-	case <-ctx.Done():
-		return nil, unavailable(fmt.Errorf("wait for Redis: %w", ctx.Err()))
-	case <-s.reads.ended:
-		return nil, errLaneEnded
-	}
+	return users, nil
 }
 
 // flushReads is the lane's flush.
 func (s *Store) flushReads(items []*readItem) {
-	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-	defer cancel()
-	err := guarded(func() error { return s.readUsers(ctx, items) })
-	for _, it := range items {
-		if it.err == nil {
-			it.err = err
+	flush(s, items, func(ctx context.Context, items []*readItem) error {
+		ids := make([]string, len(items))
+		for i, it := range items {
+			ids[i] = it.id
 		}
-		close(it.done)
-	}
+		gets, err := s.readRecords(ctx, ids)
+		if err != nil {
+			return err
+		}
+		for i, it := range items {
+			users, err := s.parseUsers(ids[i:i+1], gets[i:i+1])
+			if it.err = err; err == nil {
+				it.user = users[0]
+			}
+		}
+		return nil
+	})
 }
 
-func (s *Store) readUsers(ctx context.Context, items []*readItem) error {
+// readRecords asks for the records of users in one round trip.
+func (s *Store) readRecords(ctx context.Context, ids []string) ([]*redis.StringCmd, error) {
 	client, err := s.connect(ctx)
-	if err != nil {
-		return err
+	if err != nil || len(ids) == 0 {
+		return nil, err
 	}
 	pipe := client.Pipeline()
-	for _, it := range items {
-		if it.err = it.ctx.Err(); it.err != nil {
-			continue
-		}
-		for _, id := range it.ids {
-			it.gets = append(it.gets, pipe.Get(ctx, s.keys.user(s.keys.partition(id), id)))
-		}
+	gets := make([]*redis.StringCmd, len(ids))
+	for i, id := range ids {
+		gets[i] = pipe.Get(ctx, s.keys.user(s.keys.partition(id), id))
 	}
 	s.client.exec(ctx, pipe)
-	for _, it := range items {
-		if it.err == nil {
-			it.users, it.err = s.parseUsers(it.ids, it.gets)
-		}
-	}
-	return nil
+	return gets, nil
 }
 
 func (s *Store) parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.User, error) {
@@ -172,7 +181,7 @@ func (n *numbers) parse(s string, empty int64) int64 {
 func (s *Store) Ping(ctx context.Context) error {
 	c := s.newCall(dueScript, 0, 0, 2)
 	c.args = append(c.args, 1, 0)
-	if err := s.run(ctx, c); err != nil {
+	if err := s.door.through(ctx, background, func() error { return s.run(ctx, c) }); err != nil {
 		return unavailable(s.client.endpoint.diagnose(err))
 	}
 	return nil

@@ -76,7 +76,7 @@ func TestRecordOfALaterVersion(t *testing.T) {
 	full := beat("new")
 	full.Groups, full.Meta = []string{"g"}, json.RawMessage(`{"a":1}`)
 	many := []presence.Beat{full}
-	for i := range 2 * bulkSlice {
+	for i := range 2 * beatsATurn {
 		many = append(many, beat(fmt.Sprint("many", i)))
 	}
 	if _, err := b.store.Heartbeats(ctx, many); presence.KindOf(err) != presence.Unavailable {
@@ -104,7 +104,7 @@ func TestRecordOfALaterVersion(t *testing.T) {
 			t.Fatalf("%+v", c)
 		}
 	}
-	if want := 2 * bulkSlice; total != want { // all but the one who left, and the old one
+	if want := 2 * beatsATurn; total != want { // all but the one who left, and the old one
 		t.Errorf("%d of %d others were claimed", total, want)
 	}
 	if got := b.raw.Get(ctx, b.store.keys.user(0, "new")).Val(); got != record {

@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"net/http"
 
-
 	"userconnectivity/handler/health"
 	"userconnectivity/handler/presence"
 )

@@ -1,0 +1,114 @@
+-- Claims due sessions: whoever runs this first ends each of them, with exactly one event in the outbox.
+-- KEYS  from 5, two a candidate: user record, lease. For a member that names no session: the meta key twice.
+-- ARGV  from 3, two a candidate: member of the index, length of the user in it (0 when it names no session).
+-- RETURN one integer a candidate: how late it was claimed in ms (0 and more), -1 it is not due
+--       any more, -2 it was put in quarantine.
+
+local call, match, sub, tonumber = redis.call, string.match, string.sub, tonumber
+local results = {}
+
+-- claim ends the session of any candidate.
+local function claim(user_key, lease_key, member, user, session)
+  local score = tonumber(call('ZSCORE', DUE, member) or nil)
+  if not score or score > now then return -1 end
+  local u = user ~= '' and load(user_key)
+  local s = u and find(u.live, session)
+  if not s then
+    -- The record alone says who is online, and it does not know this session: nobody goes offline.
+    quarantine(DUE, 'deadline of an unknown session', member)
+    call('ZREM', DUE, member)
+    return -2
+  end
+  finish(user_key, lease_key, user, u, session, s.leaving and 'left' or 'expired', score, '')
+  return now - score
+end
+
+-- What follows does the same for the usual candidate, the only session of a user without remembered ends, in about a
+-- third of the time: what can be is read and removed for all at once. It is what counts when many are due together.
+
+local SHORT = '^a(%d+)([^\n]*)\n%+(%-?%d*),?%d*$'
+local LONG = '^a(%d+)([^\n]*)\n%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
+
+-- Written once, since Redis takes long to write a number.
+local NOW, LIFE = now .. '', '\n' .. (life or '') .. '\n' .. generation .. '\n'
+
+-- usual returns what a candidate's end writes, nil for one that claim must end: the user record, the time that it
+-- stays, and the event before and after its number.
+local function usual(raw, user, session, score)
+  local name, start, seq, meta = '', '', '', ''
+  local old, more, last = match(raw, SHORT)
+  if not old then old, more, last, name, start, seq, meta = match(raw, LONG) end
+  if not old or not life or (name == '' and 'default' or name) ~= session then return nil end
+  local seen, groups = '', ''
+  if more ~= '' then
+    seen, groups = match(more, '^,%d*,(%d*),([^,]*)$')
+    if not seen then return nil end
+  end
+  local at = old + (tonumber(last) or 0)
+  if seen == '' or at > tonumber(seen) then seen = at .. '' end
+  local epoch, written, since = now, NOW, ''
+  if old + 1 > now or floor > now then
+    epoch = math.max(old + 1, floor)
+    written, since = epoch .. '', epoch - now
+  end
+  local ended = ''
+  if at ~= now then ended = now - at end
+  if start == '' then start = old else start = (old - start) .. '' end
+  local record = 'a' .. written .. ',' .. since .. ',' .. seen .. ',' .. groups .. '\n-' .. name .. ',' .. (at - epoch) .. ',' .. seq .. ',' .. ended
+  local before = '1\nuser.offline\n' .. user .. '\n' .. session .. '\n' .. written .. '\nexpired\n' .. start .. '\n' .. score .. '\n' .. NOW .. '\n' .. seen .. LIFE
+  return record, epoch + RECORD_MEMORY - now, before, '\n\n' .. groups .. '\n\n' .. meta
+end
+
+local users, members = {}, {}
+local n, k, a = 0, 5, 3
+while ARGV[a] do
+  n = n + 1
+  users[n], members[n] = KEYS[k], ARGV[a]
+  k, a = k + 2, a + 2
+end
+local scores, records = call('ZMSCORE', DUE, unpack(members)), call('MGET', unpack(users))
+
+local plans, removed, leases = {}, {}, {} -- of the usual ones
+local taken = {}
+local others = false
+for i = 1, n do
+  local member, length = members[i], tonumber(ARGV[2 + 2 * i])
+  local score = tonumber(scores[i] or nil)
+  if not score or score > now then
+    results[i] = -1
+  elseif length > 0 and records[i] and not taken[users[i]] then
+    local record, keep, before, after = usual(records[i], sub(member, 1, length), sub(member, length + 2), scores[i])
+    if record then
+      plans[i] = { record, keep, before, after }
+      taken[users[i]] = true
+      removed[#removed + 1], leases[#leases + 1] = member, KEYS[4 + 2 * i]
+      results[i] = now - score
+    end
+  end
+  others = others or not results[i]
+end
+
+local number
+if #removed > 0 then
+  -- The first write is refused when memory is full or the counter cannot count; then nothing is written.
+  number = call('HINCRBY', META, 'n', others and 0 or #removed) - #removed
+  for i = 1, n do
+    local plan = plans[i]
+    if plan then call('SET', users[i], plan[1], 'PX', plan[2]) end
+  end
+  call('ZREM', DUE, unpack(removed))
+  if LEASES then call('UNLINK', unpack(leases)) end
+end
+for i = 1, n do
+  local plan = plans[i]
+  if plan then
+    number = others and call('HINCRBY', META, 'n', 1) or number + 1
+    call('XADD', OUTBOX, '*', 'e', plan[3] .. number .. plan[4])
+  elseif not results[i] then
+    local member, length = members[i], tonumber(ARGV[2 + 2 * i])
+    local user, session = '', ''
+    if length > 0 then user, session = sub(member, 1, length), sub(member, length + 2) end
+    results[i] = claim(users[i], KEYS[4 + 2 * i], member, user, session)
+  end
+end
+return results
