@@ -72,9 +72,7 @@ func (t *Tracker) normal(b *Beat) []FieldError {
 	c.groups(b.Groups)
 	c.seq(b.Seq)
 	if b.Meta != nil {
-		var wrong string
-		b.Meta, wrong = compactMeta(b.Meta)
-		c.add("/meta", wrong)
+		c.meta(&b.Meta)
 	}
 	return c
 }

@@ -22,6 +22,8 @@ const (
 	MaxGroups = 16
 	// MaxMetaBytes bounds the compact JSON text of a session's meta object.
 	MaxMetaBytes = 1024
+	// MaxMetaDepth bounds the nesting of a meta object, itself included: a quarter of what Cosmos DB takes.
+	MaxMetaDepth = 32
 	// MaxSeq is the largest seq: 2^53-1, the largest integer that every JSON reader keeps exact.
 	MaxSeq = 1<<53 - 1
 	// MaxSessions bounds the live sessions of one user; a further one is a conflict.
@@ -39,10 +41,13 @@ const (
 // Status says whether a user is online.
 type Status string
 
-// The two statuses of a user.
+// The statuses of a user.
 const (
 	Online  Status = "online"
 	Offline Status = "offline"
+	// StatusUnknown is that of a user of whom nothing is known while the live state cannot be reached. No event has it,
+	// and it is not stored.
+	StatusUnknown Status = "unknown"
 )
 
 // Session is one live session of a user.
@@ -73,6 +78,3 @@ type User struct {
 	// has no sessions, because their deadlines are known to the live state alone.
 	Stale bool
 }
-
-// Unknown returns what is answered for a user of whom nothing is known: offline, never seen.
-func Unknown(id string) User { return User{ID: id, Status: Offline} }

@@ -62,10 +62,18 @@ func TestUsersWithoutTheLiveState(t *testing.T) {
 		want := []presence.User{
 			{ID: "alice", Status: presence.Online, Epoch: 7, Since: seen, LastSeen: seen, Groups: []string{"g"}, Stale: true},
 			{ID: "bob", Status: presence.Offline, Epoch: 3, LastSeen: seen, Stale: true},
-			{ID: "carol", Status: presence.Offline, Stale: true},
+			{ID: "carol", Status: presence.StatusUnknown, Stale: true},
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
+		}
+	})
+	t.Run("unavailable: of a user of whom nothing was stored nothing can be said", func(t *testing.T) {
+		t.Parallel()
+		u, err := presence.NewTracker(liveState{err: down}, archive, presence.DefaultTTL).User(t.Context(), "carol")
+		var e *presence.Error
+		if !errors.As(err, &e) || e != down || u.Status != "" {
+			t.Errorf("%+v, %v, want the live state's error", u, err)
 		}
 	})
 	t.Run("available: only the live state says who is online", func(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -74,17 +76,64 @@ func (c *checks) groups(groups []string) {
 	}
 }
 
-// compactMeta returns meta without white space, or what is wrong with it.
-func compactMeta(meta json.RawMessage) (json.RawMessage, string) {
+// meta compacts the meta object of a beat and checks that every later stage keeps what it means: the event log takes 128
+// levels of nesting and reads numbers as float64, and so do most readers of the queue.
+func (c *checks) meta(meta *json.RawMessage) {
 	var b bytes.Buffer
-	if err := json.Compact(&b, meta); err != nil {
-		return nil, "must be a JSON object"
-	}
-	switch {
-	case !strings.HasPrefix(b.String(), "{"):
-		return nil, "must be a JSON object"
+	switch err := json.Compact(&b, *meta); {
+	case err != nil || b.Bytes()[0] != '{':
+		c.add("/meta", "must be a JSON object")
 	case b.Len() > MaxMetaBytes:
-		return nil, fmt.Sprintf("must have at most %d bytes as compact JSON, has %d", MaxMetaBytes, b.Len())
+		c.add("/meta", fmt.Sprintf("must have at most %d bytes as compact JSON, has %d", MaxMetaBytes, b.Len()))
+	default:
+		*meta = b.Bytes()
+		c.add("/meta", checkValues(*meta))
 	}
-	return b.Bytes(), ""
+}
+
+// checkValues returns what is wrong with the nesting and the numbers of a compact JSON text, "" when nothing is.
+func checkValues(text []byte) string {
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch b := text[i]; {
+		case b == '"':
+			for i++; text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+		case b == '{' || b == '[':
+			if depth++; depth > MaxMetaDepth {
+				return fmt.Sprintf("must be nested at most %d levels deep, itself included", MaxMetaDepth)
+			}
+		case b == '}' || b == ']':
+			depth--
+		case b == '-' || '0' <= b && b <= '9':
+			from := i
+			for strings.IndexByte("0123456789.eE+-", text[i+1]) >= 0 { // the object's end follows at the latest
+				i++
+			}
+			if wrong := checkNumber(string(text[from : i+1])); wrong != "" {
+				return wrong
+			}
+		}
+	}
+	return ""
+}
+
+// checkNumber returns what is wrong with a JSON number that is kept as a float64, "" when nothing is: one that is
+// infinite there, or zero though it is not, or a whole number that becomes another one.
+func checkNumber(literal string) string {
+	if !strings.ContainsAny(literal, ".eE") {
+		if n, err := strconv.ParseInt(literal, 10, 64); err != nil || n < -MaxSeq || n > MaxSeq {
+			return fmt.Sprintf("must have whole numbers between %d and %d only: send a larger one as a string", -int64(MaxSeq), int64(MaxSeq))
+		}
+		return ""
+	}
+	f, err := strconv.ParseFloat(literal, 64)
+	mantissa, _, _ := strings.Cut(strings.ToLower(literal), "e")
+	if err != nil || f == 0 && strings.ContainsAny(mantissa, "123456789") {
+		return fmt.Sprintf("must have numbers that a float64 holds only, up to %g: send another one as a string", math.MaxFloat64)
+	}
+	return ""
 }

@@ -82,7 +82,10 @@ func TestBadHeartbeats(t *testing.T) {
 			{`{"user":"ann"},`, "", "not JSON"},
 			{"\x00", "", "not JSON"},
 			{"{\"user\":\"ann\"}\x00", "", "not JSON"},
-			{"\ufeff" + `{"user":"ann"}`, "", "not JSON"},
+			{"\ufeff", "", "not JSON"},
+			{"\ufeff\ufeff" + `{"user":"ann"}`, "", "not JSON"},
+			{`{"user":"ann"}` + "\ufeff", "", "not JSON"},
+			{`{"user":` + "\ufeff" + `"ann"}`, "/user", "not JSON"},
 			{"{\"user\":\"a\xffn\"}", "/user", "not JSON"},
 			{"{\"user\":\"ann\",\"meta\":{\"a\":\"\xc3\x28\"}}", "/meta/a", "not JSON"},
 			{`{"user":"ann","meta":{"a":"\ud800"}}`, "/meta/a", "not JSON"},
@@ -126,8 +129,17 @@ func TestBadHeartbeats(t *testing.T) {
 			{`{"user":"ann","ttlSeconds":9223372036854775807}`, "/ttlSeconds", "between 5 and 3600"},
 			{`{"user":"ann","ttlSeconds":18446744073709551661}`, "/ttlSeconds", "between 5 and 3600"},
 			{`{"user":"ann","ttlSeconds":45.5}`, "/ttlSeconds", "an integer between 5 and 3600"},
-			{`{"user":"ann","ttlSeconds":45.0}`, "/ttlSeconds", "an integer between 5 and 3600"},
-			{`{"user":"ann","ttlSeconds":1e2}`, "/ttlSeconds", "an integer between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":4.55e1}`, "/ttlSeconds", "an integer between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":45.0000000000000000000000000001}`, "/ttlSeconds", "an integer between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":1e4}`, "/ttlSeconds", "between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":1e-1}`, "/ttlSeconds", "an integer between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":1e999999999999999999999}`, "/ttlSeconds", "an integer between 5 and 3600"},
+			{`{"user":"ann","ttlSeconds":45.}`, "/ttlSeconds", "not JSON"},
+			{`{"user":"ann","ttlSeconds":+45}`, "/ttlSeconds", "not JSON"},
+			{`{"user":"ann","ttlSeconds":045}`, "", "not JSON"},
+			{`{"user":"ann","ttlSeconds":0x2d}`, "", "not JSON"},
+			{`{"user":"ann","ttlSeconds":NaN}`, "/ttlSeconds", "not JSON"},
+			{`{"user":"ann","ttlSeconds":-0.0}`, "/ttlSeconds", "between 5 and 3600"},
 			{`{"user":"ann","ttlSeconds":"45"}`, "/ttlSeconds", "an integer between 5 and 3600"},
 			{`{"user":"ann","ttlSeconds":true}`, "/ttlSeconds", "an integer between 5 and 3600"},
 			{`{"user":"ann","graceSeconds":-1}`, "/graceSeconds", "between 0 and 600"},
@@ -136,6 +148,8 @@ func TestBadHeartbeats(t *testing.T) {
 			{`{"user":"ann","graceSeconds":[]}`, "/graceSeconds", "an integer between 0 and 600"},
 			{`{"user":"ann","seq":-1}`, "/seq", "between 0 and 9007199254740991"},
 			{`{"user":"ann","seq":9007199254740992}`, "/seq", "between 0 and 9007199254740991"},
+			{`{"user":"ann","seq":9.007199254740992e15}`, "/seq", "between 0 and 9007199254740991"},
+			{`{"user":"ann","seq":9007199254740991.5}`, "/seq", "an integer between 0 and 9007199254740991"},
 			{`{"user":"ann","seq":1.5}`, "/seq", "an integer between 0 and 9007199254740991"},
 			{`{"user":"ann","seq":"1"}`, "/seq", "an integer between 0 and 9007199254740991"},
 			{`{"user":"ann","seq":1e400}`, "/seq", "an integer between 0 and 9007199254740991"},
@@ -153,6 +167,18 @@ func TestBadHeartbeats(t *testing.T) {
 			{`{"user":"ann","meta":false}`, "/meta", "must be a JSON object"},
 			{`{"user":"ann","meta":{"a":"` + strings.Repeat("x", 1024-7) + `"}}`, "/meta", "at most 1024 bytes as compact JSON, has 1025"},
 			{`{"user":"ann","meta":{"a":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `}}`, "/meta", "at most 1024 bytes"},
+			{`{"user":"ann","meta":{"a":` + strings.Repeat("[", 129) + strings.Repeat("]", 129) + `}}`, "/meta", "at most 32 levels"},
+			{`{"user":"ann","meta":{"a":` + strings.Repeat("[", 32) + strings.Repeat("]", 32) + `}}`, "/meta", "at most 32 levels"},
+			{`{"user":"ann","meta":` + strings.Repeat(`{"\"[":`, 32) + "{}" + strings.Repeat("}", 32) + `}`, "/meta", "at most 32 levels"},
+			{`{"user":"ann","meta":{"n":1e309}}`, "/meta", "1.7976931348623157e+308"},
+			{`{"user":"ann","meta":{"n":-1E+309}}`, "/meta", "1.7976931348623157e+308"},
+			{`{"user":"ann","meta":{"n":[0,{"m":1.0e99999}]}}`, "/meta", "1.7976931348623157e+308"},
+			{`{"user":"ann","meta":{"n":1e-400}}`, "/meta", "a float64 holds"},
+			{`{"user":"ann","meta":{"n":9007199254740992}}`, "/meta", "between -9007199254740991 and 9007199254740991"},
+			{`{"user":"ann","meta":{"n":-9007199254740992}}`, "/meta", "between -9007199254740991 and 9007199254740991"},
+			{`{"user":"ann","meta":{"n":` + strings.Repeat("9", 1000) + `}}`, "/meta", "between -9007199254740991 and 9007199254740991"},
+			{`{"user":"ann","meta":{"\ud800":1}}`, "*", "not JSON"},
+			{`{"user":"ann","meta":{"a":{"b":1,"\u0062":2}}}`, "/meta/a/b", "appears twice"},
 			{`{"user":"ann","meta":{"a":` + strings.Repeat("[", 12000), "*", "not JSON"},
 			{strings.Repeat("[", 16000), "", "must be a JSON object"},
 			{`{"user":"ann","` + strings.Repeat("x", 16000) + `":1}`, "*", "not a known field"},
@@ -241,8 +267,21 @@ func TestBodiesOfAnotherType(t *testing.T) {
 	b := setup(t)
 	b.unchanged(func() {
 		for _, path := range []string{"/api/heartbeat", "/api/heartbeats", "/api/leave", "/api/leaves", "/api/users/query"} {
-			for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "application/jsonx", "application/problem+json", "application/json;;", "json", "application/json, text/plain", "\xff"} {
+			for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "application/jsonx", "application/problem+json", "application/json;;", "json", "application/json, text/plain", "\xff", "",
+				"application/cloudevents+json", "application/json; charset=utf-16", "application/json; charset=iso-8859-1", strings.Repeat("x", 5000), "multipart/form-data; boundary=x",
+			} {
 				b.refuses(t, call{method: "POST", path: path, body: `{"user":"ann"}`, header: http.Header{"Content-Type": {ct}}}, 415, "-", "application/json")
+			}
+			// What a page of another site may send without being asked for its right to has no type, or another one.
+			b.refuses(t, call{method: "POST", path: path, body: `{"user":"ann"}`, header: http.Header{"Content-Type": nil}}, 415, "-", "application/json")
+			b.refuses(t, call{method: "POST", path: path, body: `{"user":"ann"}`, header: http.Header{"Content-Type": {"application/json", "text/plain"}}}, 415, "-", "application/json")
+			b.refuses(t, call{method: "POST", path: path, header: http.Header{"Content-Length": {"0"}}}, 415, "-", "application/json")
+			for _, codings := range [][]string{{"gzip"}, {"br"}, {"identity, gzip"}, {"identity", "deflate"}, {"x"}} {
+				c := call{method: "POST", path: path, body: "\x1f\x8b\x08\x00", header: http.Header{"Content-Encoding": codings}}
+				b.refuses(t, c, 415, "-", "without Content-Encoding")
+				if a := b.do(c); a.Header.Get("Accept-Encoding") != "identity" {
+					t.Errorf("%s with %q: Accept-Encoding %q, want identity", path, codings, a.Header.Get("Accept-Encoding"))
+				}
 			}
 		}
 	})
@@ -305,7 +344,7 @@ func TestBadPaging(t *testing.T) {
 		flipped = good[:len(good)-1] + "B"
 	}
 	b.unchanged(func() {
-		for _, limit := range []string{"0", "101", "abc", "-1", "1.5", "1e1", "0x10", "99999999999999999999", "%20", "10%00", "١"} {
+		for _, limit := range []string{"", "0", "101", "abc", "-1", "+5", "%2B5", "05", "1.0", "1.5", "1e1", "0x10", "99999999999999999999", "%20", "5%20", "10%00", "1_0", "١"} {
 			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?limit=" + limit}, 400, "query:limit", "between 1 and 100")
 		}
 		for _, token := range []string{
@@ -313,6 +352,16 @@ func TestBadPaging(t *testing.T) {
 			*b.events("/api/users/bob/events?limit=1").Continuation, eventlog.Continuation("ann", ""), eventlog.Continuation("ann", "x y"),
 		} {
 			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?continuation=" + token}, 400, "query:continuation", "an earlier answer for the same user")
+		}
+		for query, at := range map[string][2]string{
+			"limit=5&limit=5":                     {"query:limit", "appears twice"},
+			"limit=5&limit=":                      {"query:limit", "appears twice"},
+			"limit":                               {"query:limit", "between 1 and 100"},
+			"continuation=":                       {"query:continuation", "must not be empty"},
+			"continuation":                        {"query:continuation", "must not be empty"},
+			"continuation=x&continuation=" + good: {"query:continuation", "appears twice"},
+		} {
+			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?" + query}, 400, at[0], at[1])
 		}
 		for _, query := range []string{"limit=%zz", "%", "limit=5;continuation=x"} {
 			b.refuses(t, call{method: "GET", path: "/api/users/ann/events?" + query}, 400, "query", "percent-encoded")
@@ -327,39 +376,38 @@ func TestWrongMethods(t *testing.T) {
 		{"GET", "/api/heartbeat", "POST"},
 		{"PUT", "/api/heartbeats", "POST"},
 		{"PATCH", "/api/leave", "POST"},
-		{"DELETE", "/api/users/ann", "GET"},
-		{"POST", "/api/users/ann", "GET"},
-		{"PUT", "/api/users/query", "GET, POST"},
+		{"DELETE", "/api/users/ann", "GET, HEAD"},
+		{"POST", "/api/users/ann", "GET, HEAD"},
+		{"PUT", "/api/users/query", "POST"},
+		{"GET", "/api/users/query", "POST"},
+		{"GET", "/api/users/Query?code=x", "POST"},
+		{"DELETE", "/API/Users/QUERY", "POST"},
 		{"GET", "/api/users/ann/sessions/default", "DELETE"},
-		{"POST", "/api/users/a%3Ab/events", "GET"},
-		{"PUT", "/api/events/x", "GET"},
+		{"POST", "/api/users/a%3Ab/events", "GET, HEAD"},
+		{"PUT", "/api/events/x", "GET, HEAD"},
+		{"PUT", "/api/Events/x", "GET, HEAD"},
 		{"GET", "/api/events/x/replay", "POST"},
-		{"POST", "/api/live", "GET"},
-		{"OPTIONS", "/api/health", "GET"},
-		{"PROPFIND", "/api/health", "GET"},
+		{"POST", "/api/live", "GET, HEAD"},
+		{"OPTIONS", "/api/health", "GET, HEAD"},
+		{"PROPFIND", "/api/health", "GET, HEAD"},
 		{"GET", "/HeartbeatMessages", "POST"},
-		{"POST", "/", "GET"},
+		{"POST", "/", "GET, HEAD"},
 	} {
 		a := b.do(call{method: tt.method, path: tt.path})
 		if a.Status != 405 || a.Header.Get("Allow") != tt.allow || !strings.Contains(string(a.Body), tt.method) {
 			t.Errorf("%s %s: %d, Allow %q, want %q: %s", tt.method, tt.path, a.Status, a.Header.Get("Allow"), tt.allow, a.Body)
 		}
 	}
-	response, err := b.server.Client().Head(b.server.URL + "/api/live")
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	if response.StatusCode != 405 || response.Header.Get("Allow") != "GET" {
-		t.Errorf("HEAD: %s, Allow %q", response.Status, response.Header.Get("Allow"))
-	}
+	b.method("HEAD", "/api/users/query", 405)
+	b.method("HEAD", "/api/nothing", 404)
+	b.method("HEAD", "/api/leave", 405)
 }
 
 func TestWrongRoutes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for _, path := range []string{
-		"/api", "/api/", "/api/nothing", "/api/live/", "//api/live", "/API/live", "/api/Heartbeat", "/api/users", "/api/users/", "/api/users/ann/", "/api/users/ann/sessions", "/api/users/ann/sessions/", "/api/users/ann/sessions/a/b", "/api/events/",
+		"/api", "/api/", "/api/nothing", "/api/live/", "//api/live", "/api//live", "/API/nothing", "/api/users", "/api/users/", "/api/users/ann/", "/api/users/ann/sessions", "/api/users/ann/sessions/", "/api/users/ann/sessions/a/b", "/api/events/",
 		"/api/events/x/replay/", "/api/openapi.yaml", "/heartbeatmessages", "/HeartbeatMessages/x", "/Heartbeat", "/admin/host/status",
 		"/api/users/a/b%2Fc", "/api/../api/live", "/%00", "/api/%ff",
 	} {
@@ -394,7 +442,7 @@ func TestRecordedRequest(t *testing.T) {
 		"Content-Md5": {"abc"}, "Content-Encoding": {"identity"}, "Expires": {"0"}, "Last-Modified": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "Allow": {"GET"},
 	}
 	b.do(call{method: "POST", path: "/api/heartbeat?code=SECRET", body: `{"user":"bob" , "meta":{"x":"é"}}`, header: post}).is(200)
-	b.refuses(t, call{method: "POST", path: "/api/heartbeat", header: http.Header{"Content-Length": {"0"}}}, 400, "", "not JSON")
+	b.refuses(t, call{method: "POST", path: "/api/heartbeat", header: http.Header{"Content-Type": {"application/json"}}}, 400, "", "not JSON")
 	if strings.Contains(b.log.String(), "SECRET") {
 		t.Error("a key is in the log")
 	}

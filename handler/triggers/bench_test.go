@@ -166,6 +166,24 @@ func (b *bench) do(c call) *answer {
 	return a
 }
 
+// method makes a call with a method that the contract does not list.
+func (b *bench) method(method, path string, status int) http.Header {
+	b.t.Helper()
+	r, err := http.NewRequestWithContext(b.t.Context(), method, b.server.URL+path, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	response, err := b.server.Client().Do(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if body, err := io.ReadAll(response.Body); err != nil || response.StatusCode != status || len(body) > 0 && method == http.MethodHead {
+		b.t.Errorf("%s %s: %s %q, %v, want %d", method, path, response.Status, body, err, status)
+	}
+	return response.Header
+}
+
 // into decodes the body of an answer with the given status.
 func (a *answer) into(status int, v any) {
 	a.t.Helper()

@@ -113,7 +113,7 @@ func functionsByRoute(t *testing.T) map[string]string {
 // TestFunctionsAndRoutes ties every function.json to the router, both ways.
 func TestFunctionsAndRoutes(t *testing.T) {
 	t.Parallel()
-	functions := map[string]string{"GET /": "the host's probe"}
+	functions := map[string]string{"GET /": "the host's probe", "HEAD /": "the host's probe"}
 	for _, f := range readFunctions(t) {
 		for _, route := range f.routes() {
 			if other, taken := functions[route]; taken {
@@ -202,6 +202,9 @@ func TestBindings(t *testing.T) {
 			}
 			if len(b.Methods) == 0 || !routeForm.MatchString(b.Route) {
 				t.Errorf("%s: methods %q, route %q", f.name, b.Methods, b.Route)
+			}
+			if slices.Contains(b.Methods, "get") != slices.Contains(b.Methods, "head") {
+				t.Errorf("%s: methods %q: HEAD is taken where GET is, and the host answers 404 to what is not listed", f.name, b.Methods)
 			}
 		case "serviceBusTrigger":
 			if b.Name != "messages" || b.Cardinality != "many" || b.DataType != "string" || b.Connection != "ServiceBusConnection" || len(f.Bindings) != 1 {

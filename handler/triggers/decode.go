@@ -1,10 +1,9 @@
 package triggers
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -19,53 +18,9 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// Limits of request bodies, in bytes (design, section 4).
-const (
-	maxSingleBody = 16 << 10
-	maxBulkBody   = 4 << 20
-)
-
-// readJSON decodes the body of a request into v: one JSON value of a known shape, at most limit bytes.
-// Duplicate names, unknown names and anything after the value are refused.
-func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	if ct := r.Header.Get("Content-Type"); ct != "" && ct != jsonType {
-		if media, _, err := mime.ParseMediaType(ct); err != nil || media != jsonType {
-			return &httpError{status: http.StatusUnsupportedMediaType, detail: fmt.Sprintf("the body must be application/json, not %q", ct)}
-		}
-	}
-	body, err := readBody(w, r, limit)
-	if err != nil {
-		return err
-	}
-	return unmarshal(body, v)
-}
-
-// jsonType is the media type of every body that is read.
-const jsonType = "application/json"
-
-// readBody reads the whole body, at most limit bytes.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	var body []byte
-	var err error
-	if n := r.ContentLength; n >= 0 && n <= limit {
-		body = make([]byte, n)
-		_, err = io.ReadFull(r.Body, body)
-	} else {
-		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	}
-	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			return nil, &httpError{status: http.StatusRequestEntityTooLarge, detail: fmt.Sprintf("the body must have at most %d bytes", limit)}
-		}
-		return nil, &httpError{status: http.StatusBadRequest, detail: "the body could not be read to its end", err: err}
-	}
-	return body, nil
-}
-
 // unmarshal decodes one strict JSON value; the error names the place in it.
 func unmarshal(text []byte, v any) error {
-	err := json.Unmarshal(text, v, json.RejectUnknownMembers(true))
+	err := json.Unmarshal(withoutMark(text), v, json.RejectUnknownMembers(true))
 	if err == nil {
 		return nil
 	}
@@ -113,7 +68,7 @@ func kindOf(err *json.SemanticError) string {
 		return "a JSON array"
 	case reflect.Int64:
 		least, most := bounds(err.JSONPointer.LastToken())
-		return fmt.Sprintf("an integer between %d and %d, written without fraction or exponent", least, most)
+		return fmt.Sprintf("an integer between %d and %d", least, most)
 	case reflect.String:
 		return "a string"
 	default:
@@ -133,6 +88,60 @@ func bounds(field string) (least, most int64) {
 	}
 }
 
+// integer is a whole number of a body, however it is written: 45, 45.0 and 4.5e1 are the same.
+type integer int64
+
+var errNotWhole = errors.New("not a whole number of 64 bits")
+
+// UnmarshalJSONFrom reads a number; null leaves it as it is.
+func (n *integer) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	value, err := d.ReadValue()
+	if err != nil {
+		return err
+	}
+	switch value.Kind() {
+	case 'n':
+		return nil
+	case '0':
+		if whole, ok := wholeNumber(string(value)); ok {
+			*n = integer(whole)
+			return nil
+		}
+	}
+	return errNotWhole
+}
+
+// optional is the number of a field that may be absent.
+func (n *integer) optional() *int64 { return (*int64)(n) }
+
+// wholeNumber returns the value of a JSON number, and whether it is a whole number of 64 bits.
+func wholeNumber(literal string) (int64, bool) {
+	if n, err := strconv.ParseInt(literal, 10, 64); err == nil {
+		return n, true
+	}
+	digits, exponent, _ := strings.Cut(strings.ToLower(literal), "e")
+	digits, negative := strings.CutPrefix(digits, "-")
+	units, fraction, _ := strings.Cut(digits, ".")
+	digits = strings.TrimLeft(units+fraction, "0")
+	significant := strings.TrimRight(digits, "0")
+	if significant == "" {
+		return 0, true
+	}
+	power, err := strconv.Atoi(cmp.Or(exponent, "0"))
+	if err != nil || power < -maxSingleBody || power > maxSingleBody {
+		return 0, false // a number that an exponent like this makes whole would not fit
+	}
+	zeros := power - len(fraction) + len(digits) - len(significant)
+	if zeros < 0 || len(significant)+zeros > 19 {
+		return 0, false
+	}
+	if negative {
+		significant = "-" + significant
+	}
+	n, err := strconv.ParseInt(significant+strings.Repeat("0", zeros), 10, 64)
+	return n, err == nil
+}
+
 // optionalSession is the session that a body names, the default one when it names none.
 func optionalSession(s *string) string {
 	if s == nil {
@@ -142,8 +151,8 @@ func optionalSession(s *string) string {
 }
 
 // seconds turns a count of seconds into a duration; one out of any range stays out of range.
-func seconds(n int64) time.Duration {
-	if n < 0 || n > int64(24*time.Hour/time.Second) {
+func seconds(n integer) time.Duration {
+	if n < 0 || n > integer(24*time.Hour/time.Second) {
 		return -time.Second
 	}
 	return time.Duration(n) * time.Second
@@ -178,13 +187,36 @@ func paging(r *http.Request) (limit int, continuation string, err error) {
 		return 0, "", presence.Refuse([]presence.FieldError{{Pointer: "query", Detail: "is not percent-encoded correctly"}})
 	}
 	limit = defaultLimit
-	if text := q.Get("limit"); text != "" {
+	text, present, err := queryValue(q, "limit")
+	if err != nil {
+		return 0, "", err
+	}
+	if present {
 		limit, err = strconv.Atoi(text)
-		if err != nil || limit < 1 || limit > maxLimit {
-			return 0, "", presence.Refuse([]presence.FieldError{{Pointer: "query:limit", Detail: fmt.Sprintf("must be an integer between 1 and %d", maxLimit)}})
+		if err != nil || limit < 1 || limit > maxLimit || strconv.Itoa(limit) != text {
+			return 0, "", refuseQuery("limit", fmt.Sprintf("must be an integer between 1 and %d", maxLimit))
 		}
 	}
-	return limit, q.Get("continuation"), nil
+	continuation, present, err = queryValue(q, "continuation")
+	if err == nil && present && continuation == "" {
+		err = refuseQuery("continuation", "must not be empty: the first page has none")
+	}
+	return limit, continuation, err
+}
+
+// queryValue returns the value of a parameter that may be in the query once.
+func queryValue(q url.Values, name string) (value string, present bool, err error) {
+	switch values := q[name]; len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return values[0], true, nil
+	}
+	return "", true, refuseQuery(name, "appears twice")
+}
+
+func refuseQuery(name, detail string) error {
+	return presence.Refuse([]presence.FieldError{{Pointer: "query:" + name, Detail: detail}})
 }
 
 // traceparent returns the W3C trace context of a request, "" when it has none of version 00.

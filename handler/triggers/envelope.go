@@ -26,7 +26,7 @@ type envelope struct {
 
 func readEnvelope(w http.ResponseWriter, r *http.Request) (envelope, error) {
 	var e envelope
-	body, err := readBody(w, r, maxEnvelope)
+	body, err := bodyOf(r, maxEnvelope)
 	if err != nil {
 		return e, err
 	}

@@ -20,18 +20,18 @@ type beater interface {
 type beatBody struct {
 	User         string         `json:"user"`
 	Session      *string        `json:"session"`
-	TTLSeconds   *int64         `json:"ttlSeconds"`
-	GraceSeconds int64          `json:"graceSeconds"`
+	TTLSeconds   *integer       `json:"ttlSeconds"`
+	GraceSeconds integer        `json:"graceSeconds"`
 	Groups       []string       `json:"groups"`
 	Meta         jsontext.Value `json:"meta"`
-	Seq          *int64         `json:"seq"`
+	Seq          *integer       `json:"seq"`
 }
 
 // beat turns the body into a beat that came in at the given time.
 func (b beatBody) beat(at time.Time, trace string) presence.Beat {
 	beat := presence.Beat{
 		User: b.User, Session: optionalSession(b.Session), Grace: seconds(b.GraceSeconds),
-		Groups: b.Groups, Seq: b.Seq, At: at, Traceparent: trace,
+		Groups: b.Groups, Seq: b.Seq.optional(), At: at, Traceparent: trace,
 	}
 	if b.TTLSeconds != nil {
 		ttl := seconds(*b.TTLSeconds)

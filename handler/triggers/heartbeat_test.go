@@ -87,10 +87,41 @@ func TestHeartbeatTakesEveryBound(t *testing.T) {
 	b.beat(object{"user": "...", "ttlSeconds": 5, "graceSeconds": 0, "groups": []string{}, "meta": object{}, "seq": 0})
 	b.beat(object{"user": "nulls", "session": nil, "ttlSeconds": nil, "graceSeconds": nil, "groups": nil, "meta": nil, "seq": nil})
 	b.beat(`{"user":"spaces" , "meta" : { "a" : [ 1 , {} ] , "é\u0000" : "\ud83d\ude00" } } ` + "\n")
-	a := b.do(call{method: "POST", path: "/api/heartbeat", body: `{"user":"charset"}`, header: http.Header{"Content-Type": {"application/json; charset=UTF-8"}}})
-	a.is(200)
-	a = b.do(call{method: "POST", path: "/api/heartbeat", body: `{"user":"no-type"}`, header: http.Header{"Content-Type": nil}, loose: true})
-	a.is(200)
+	for _, ct := range []string{"application/json; charset=UTF-8", `application/json;charset="utf-8"`, "Application/JSON", "application/json; charset=us-ascii; x=y"} {
+		b.do(call{method: "POST", path: "/api/heartbeat", body: `{"user":"types"}`, header: http.Header{"Content-Type": {ct}}}).is(200)
+	}
+	// An array and an object within the meta object are the levels 31 and 32.
+	b.beat(`{"user":"deep","meta":` + strings.Repeat(`{"]\\":`, 30) + "[{}]" + strings.Repeat("}", 30) + "}")
+	b.beat(`{"user":"numbers","meta":{"n":[9007199254740991,-9007199254740991,1.7976931348623157e308,5e-324,-0,-0.0,0e-999,1E+2,0.1234567890123456789012345]}}`)
+	for path, body := range map[string]string{"/api/heartbeat": `{"user":"marked"}`, "/api/heartbeats": `{"heartbeats":[{"user":"marked"}]}`} {
+		b.do(call{method: "POST", path: path, body: "\ufeff" + body, loose: true}).is(200) // the checker of the contract takes no mark
+	}
+}
+
+// TestWholeNumbersHoweverWritten: JSON has one type of numbers, and its readers and writers know no other difference.
+func TestWholeNumbersHoweverWritten(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, text := range []string{"45", "45.0", "45.000", "4.5e1", "450e-1", "0.45E+2", "4500000000000000000000e-20", "0.00045e5"} {
+		r := b.beat(`{"user":"ann","ttlSeconds":` + text + `,"graceSeconds":` + text + `}`)
+		if !paced(r.BeatAfterSeconds, 45) {
+			t.Errorf("ttl %s: beat after %d s", text, r.BeatAfterSeconds)
+		}
+	}
+	b.beat(`{"user":"seq","seq":9.007199254740990e15,"graceSeconds":-0.0}`)
+	if r := b.beat(`{"user":"seq","seq":9007199254740990.0}`); r.Change != "stale" || *r.Seq != 9007199254740990 {
+		t.Errorf("the same seq, written otherwise: %+v", r)
+	}
+	b.post("/api/leave", `{"user":"seq","seq":9007199254740991.0}`).is(204)
+	if u := b.user("seq"); u.Status != "offline" {
+		t.Errorf("after the leave: %+v", u)
+	}
+	b.succeeds("HeartbeatMessages", delivered{Body: `[{"user":"queued","ttlSeconds":45.0,"graceSeconds":1e1}]`, ID: "m1"}, delivered{Body: "\ufeff" + `{"user":"queued-too","seq":7.0}`, ID: "m2"})
+	for _, user := range []string{"queued", "queued-too"} {
+		if u := b.user(user); u.Status != "online" {
+			t.Errorf("%+v", u)
+		}
+	}
 }
 
 func TestGroupsAndMetaAreKeptOrCleared(t *testing.T) {

@@ -18,13 +18,13 @@ type leaver interface {
 
 // leaveBody is a leave as clients send it.
 type leaveBody struct {
-	User    string  `json:"user"`
-	Session *string `json:"session"`
-	Seq     *int64  `json:"seq"`
+	User    string   `json:"user"`
+	Session *string  `json:"session"`
+	Seq     *integer `json:"seq"`
 }
 
 func (b leaveBody) leave(at time.Time, trace string) presence.Leave {
-	return presence.Leave{User: b.User, Session: optionalSession(b.Session), Seq: b.Seq, At: at, Traceparent: trace}
+	return presence.Leave{User: b.User, Session: optionalSession(b.Session), Seq: b.Seq.optional(), At: at, Traceparent: trace}
 }
 
 // leaveReceiptBody answers a leave that is kept for later.

@@ -319,8 +319,13 @@ func TestRedisDown(t *testing.T) {
 		})
 	}
 	wg.Go(func() {
-		if s := b.query("ann", "nobody"); !s[0].Stale || s[0].Status != "online" || !s[1].Stale || s[1].Status != "offline" {
+		if s := b.query("ann", "nobody"); !s[0].Stale || s[0].Status != "online" || !s[1].Stale || s[1].Status != "unknown" {
 			t.Errorf("what was last known: %+v", s)
+		}
+	})
+	wg.Go(func() {
+		if a := b.get("/api/users/nobody"); a.Status != 503 || a.Header.Get("Retry-After") == "" {
+			t.Errorf("a user of whom nothing is known: %d %s", a.Status, a.Body)
 		}
 	})
 	wg.Go(func() {

@@ -96,7 +96,7 @@ func (c *contract) check(t *testing.T, routes chi.Routes, r *http.Request, a *an
 		path = r.URL.Path
 	}
 	match := chi.NewRouteContext()
-	if !routes.Match(match, r.Method, path) {
+	if !routes.Match(match, r.Method, path) || a.Status == http.StatusMethodNotAllowed {
 		c.checkProblem(t, a)
 		return
 	}
@@ -171,7 +171,7 @@ func TestContractListsTheRoutes(t *testing.T) {
 	}
 	var served []string
 	err := chi.Walk(bareRoutes(), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
-		if strings.HasPrefix(route, "/api/") {
+		if strings.HasPrefix(route, "/api/") && method != http.MethodHead { // it is where GET is
 			served = append(served, method+" "+route)
 		}
 		return nil
@@ -211,6 +211,9 @@ func TestContractSaysWhoNeedsAKey(t *testing.T) {
 			continue
 		}
 		for _, method := range trigger.Methods {
+			if method == "head" {
+				continue // the document has it with GET
+			}
 			op := doc.Paths.Value("/api/" + trigger.Route).GetOperation(strings.ToUpper(method))
 			open := op.Security != nil && len(*op.Security) == 0
 			if (trigger.AuthLevel == "anonymous") != open || open != (f.name == "Live") {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
+
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/presence"
 )
@@ -33,19 +35,24 @@ func (e *httpError) Unwrap() error { return e.err }
 
 // problem is the body of an error, application/problem+json.
 type problem struct {
-	Type   string                `json:"type"`
-	Title  string                `json:"title"`
-	Status int                   `json:"status"`
-	Detail string                `json:"detail"`
-	Errors []presence.FieldError `json:"errors,omitempty"`
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	// Instance is the invocation's id, under which the log tells more.
+	Instance string                `json:"instance,omitempty"`
+	Errors   []presence.FieldError `json:"errors,omitempty"`
 }
+
+// problemType is the media type of a problem.
+const problemType = "application/problem+json"
 
 // defaultRetryAfter is asked for when an error does not say when to try again.
 const defaultRetryAfter = time.Second
 
 // problemOf maps an error to what the caller is told. retryAfter is 0 when trying again does not help.
 func problemOf(err error) (p problem, retryAfter time.Duration) {
-	p = problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "the request failed here; the log says why under the request's invocation id"}
+	p = problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "the request failed here; the log says why, under the invocation id in instance where there is one"}
 	var known *presence.Error
 	var web *httpError
 	switch {
@@ -81,6 +88,7 @@ func problemOf(err error) (p problem, retryAfter time.Duration) {
 // fail answers with the problem of err and logs what only we can mend.
 func fail(w http.ResponseWriter, r *http.Request, err error) {
 	p, retryAfter := problemOf(err)
+	p.Instance = instanceOf(r)
 	if retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(max(retryAfter.Round(time.Second), time.Second)/time.Second)))
 	}
@@ -91,11 +99,19 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		logger(r.Context()).Log(r.Context(), level, "request failed", "method", r.Method, "route", routeOf(r), "status", p.Status, "error", err)
 	}
-	write(w, p.Status, "application/problem+json", p)
+	write(w, p.Status, problemType, p)
+}
+
+// instanceOf is the id of an invocation as an answer repeats it: "" for what is none of the host's.
+func instanceOf(r *http.Request) string {
+	if id := requestOf(r).id; len(id) == 36 && uuid.Validate(id) == nil {
+		return id
+	}
+	return ""
 }
 
 // reply answers with a JSON value.
-func reply(w http.ResponseWriter, status int, v any) { write(w, status, "application/json", v) }
+func reply(w http.ResponseWriter, status int, v any) { write(w, status, jsonType, v) }
 
 // serverCounts is up to which length of a body net/http itself finds the Content-Length; a longer one would be chunked.
 const serverCounts = 2 << 10
@@ -104,7 +120,7 @@ func write(w http.ResponseWriter, status int, contentType string, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		// Only a programming error gets here: every type that is answered can be written.
-		status, contentType = http.StatusInternalServerError, "application/problem+json"
+		status, contentType = http.StatusInternalServerError, problemType
 		body = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"the answer cannot be written"}`)
 	}
 	w.Header().Set("Content-Type", contentType)
@@ -115,7 +131,7 @@ func write(w http.ResponseWriter, status int, contentType string, v any) {
 	_, _ = w.Write(body) // the caller has gone: nobody is left to tell
 }
 
-// busy is the error of a request that found all places taken.
-func busy(places int64) error {
-	return &presence.Error{Kind: presence.Unavailable, Message: "the app is busy with " + strconv.FormatInt(places, 10) + " requests of this kind: try again"}
+// busy is the error of a request for which there is no room beside the others.
+func busy(with string) error {
+	return &presence.Error{Kind: presence.Unavailable, Message: "the app is busy with " + with + " of this kind: try again"}
 }

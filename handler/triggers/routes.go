@@ -28,6 +28,8 @@ type Handlers struct {
 	Listener supervisor
 	Health   healthChecker
 	Metrics  meter
+	// Observer is told of every answered request; nil is nobody.
+	Observer observer
 	Version  string
 	Log      *slog.Logger
 }
@@ -39,9 +41,12 @@ const (
 	timeoutTick = 100 * time.Millisecond
 	// batchTimeout bounds a batch of queue messages: half of the queue's lock of 5 minutes (design D14).
 	batchTimeout = 150 * time.Second
-	// singlePlaces and bulkPlaces bound the requests under way at once: with 16 KiB and 4 MiB bodies, 64 and 128 MiB.
+	// singlePlaces and bulkPlaces bound the requests at work at once, those whose body has arrived.
 	singlePlaces = 4096
 	bulkPlaces   = 32
+	// singleMemory and bulkMemory bound what bodies take, in bytes: those of all places, and others on their way in.
+	singleMemory = 96 << 20
+	bulkMemory   = 192 << 20
 	// scrapePlaces are of their own: the numbers are wanted most when all other places are taken.
 	scrapePlaces = 8
 )
@@ -49,35 +54,36 @@ const (
 // Routes returns the router: one line for each function, in the order of the HTTP API.
 func Routes(h Handlers) *chi.Mux {
 	r := chi.NewRouter()
-	r.Use(withLogger(h.Log), recovered)
+	var list routeList
+	r.Use(begun(h.Log, h.Observer), recovered, anyCase(&list))
 	r.NotFound(notFound)
-	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, w, req) })
-	r.Get("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
-	r.Get("/api/live", live)                                                                         // Live
+	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, list, w, req) })
+	get(r, "/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
+	get(r, "/api/live", live)                                                                         // Live
 
-	single := atMost(singlePlaces)
+	singleBody, single := arrived(maxSingleBody, singleMemory), atMost(singlePlaces)
 	r.Group(func(r chi.Router) {
-		r.Use(single)
+		r.Use(singleBody, single)
 		r.Post("/api/heartbeat", heartbeat(h.Tracker, &sharedTimeout{timeout: requestTimeout, tick: timeoutTick})) // Heartbeat
 	})
 	r.Group(func(r chi.Router) {
-		r.Use(single, within(requestTimeout))
+		r.Use(singleBody, single, within(requestTimeout))
 		r.Post("/api/leave", leave(h.Tracker))                                  // Leave
 		r.Delete("/api/users/{user}/sessions/{session}", endSession(h.Tracker)) // EndSession
-		r.Get("/api/users/{user}", user(h.Tracker))                             // User
-		r.Get("/api/users/{user}/events", userEvents(h.Events))                 // UserEvents
-		r.Get("/api/events/{id}", event(h.Events))                              // Event
+		get(r, "/api/users/{user}", user(h.Tracker))                            // User
+		get(r, "/api/users/{user}/events", userEvents(h.Events))                // UserEvents
+		get(r, "/api/events/{id}", event(h.Events))                             // Event
 		r.Post("/api/events/{id}/replay", replay(h.Replayer))                   // Replay
-		r.Get("/api/health", health(h.Health, h.Version))                       // Health
-		r.Get("/api/openapi.json", openAPIDocument)                             // OpenApi
+		get(r, "/api/health", health(h.Health, h.Version))                      // Health
+		get(r, "/api/openapi.json", openAPIDocument)                            // OpenApi
 	})
 	r.Group(func(r chi.Router) {
-		r.Use(atMost(bulkPlaces), within(requestTimeout))
+		r.Use(arrived(maxBulkBody, bulkMemory), atMost(bulkPlaces), within(requestTimeout))
 		r.Post("/api/heartbeats", heartbeats(h.Tracker))  // Heartbeats
 		r.Post("/api/leaves", leaves(h.Tracker))          // Leaves
 		r.Post("/api/users/query", usersQuery(h.Tracker)) // UsersQuery
 	})
-	r.With(atMost(scrapePlaces), within(requestTimeout)).Get("/api/metrics", metrics(h.Metrics)) // Metrics
+	get(r.With(atMost(scrapePlaces), within(requestTimeout)), "/api/metrics", metrics(h.Metrics)) // Metrics
 	r.Group(func(r chi.Router) {
 		r.Use(within(batchTimeout))
 		r.Post("/HeartbeatMessages", h.Beats.serve)
@@ -85,7 +91,18 @@ func Routes(h Handlers) *chi.Mux {
 		r.Post("/DeadLetters", deadLetters(h.Worker))
 		r.Post("/ExpirationListener", expirationListener(h.Listener))
 	})
+	for _, route := range r.Routes() {
+		if strings.HasPrefix(route.Pattern, "/api/") {
+			list = append(list, strings.Split(route.Pattern, "/"))
+		}
+	}
 	return r
+}
+
+// get serves GET, and HEAD with it: net/http sends the head of the same answer.
+func get(r chi.Router, pattern string, h http.HandlerFunc) {
+	r.Get(pattern, h)
+	r.Head(pattern, h)
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
@@ -94,11 +111,16 @@ func notFound(w http.ResponseWriter, r *http.Request) {
 
 // methodNotAllowed answers 405 with the methods that the route takes. The router calls it for a method that HTTP
 // does not know, too, whether there is a route or not.
-func methodNotAllowed(routes chi.Routes, w http.ResponseWriter, r *http.Request) {
+func methodNotAllowed(routes chi.Routes, list routeList, w http.ResponseWriter, r *http.Request) {
 	path := cmp.Or(r.URL.RawPath, r.URL.Path)
+	pattern := path
+	if strings.HasPrefix(strings.ToLower(path), "/api/") {
+		pattern, path = list.find(path)
+	}
 	var takes []string
-	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
-		if routes.Match(chi.NewRouteContext(), method, path) {
+	for _, method := range methods {
+		match := chi.NewRouteContext()
+		if routes.Match(match, method, path) && match.RoutePattern() == pattern {
 			takes = append(takes, method)
 		}
 	}
@@ -106,6 +128,11 @@ func methodNotAllowed(routes chi.Routes, w http.ResponseWriter, r *http.Request)
 		notFound(w, r)
 		return
 	}
+	refuseMethod(w, r, takes...)
+}
+
+// refuseMethod answers 405 with the methods that the route takes.
+func refuseMethod(w http.ResponseWriter, r *http.Request, takes ...string) {
 	list := strings.Join(takes, ", ")
 	w.Header().Set("Allow", list)
 	fail(w, r, &httpError{status: http.StatusMethodNotAllowed, detail: fmt.Sprintf("%s does not take %s; it takes %s", r.URL.Path, r.Method, list)})

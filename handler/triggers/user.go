@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
 
 	"userconnectivity/handler/presence"
 )
@@ -35,6 +38,10 @@ type userView struct {
 // user is GET /api/users/{user}. An unknown user is offline and was never seen: that is no error.
 func user(u userReader) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if strings.EqualFold(chi.URLParam(r, "user"), "query") { // the path of UsersQuery, which the host passes on for a GET
+			refuseMethod(w, r, http.MethodPost)
+			return
+		}
 		id, err := pathID(r, "user")
 		if err != nil {
 			fail(w, r, err)

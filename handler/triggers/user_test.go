@@ -104,10 +104,11 @@ func TestUsersQuery(t *testing.T) {
 		}
 	}
 	b.query()
-	// A user may have the name of the query's route.
+	// A user may have the name of this route, and is asked for by it.
 	b.beat(object{"user": "query"})
-	if u := b.user("query"); u.Status != "online" {
-		t.Errorf("%+v", u)
+	b.get("/api/users/query").is(405)
+	if s := b.query("query"); s[0].Status != "online" {
+		t.Errorf("%+v", s)
 	}
 }
 
