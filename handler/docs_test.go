@@ -218,6 +218,9 @@ func routes(t *testing.T) map[string]bool {
 		}
 		for _, b := range function.Bindings {
 			for _, method := range b.Methods {
+				if method == "head" {
+					continue // it is where GET is; the README says so once
+				}
 				calls[strings.ToUpper(method)+" /api/"+b.Route] = true
 			}
 		}

@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userconnectivity/handler/internal/npm"
 )
 
 // KeyName and Key are in the connection string of the broker. It accepts any token until RequireKey was called.
@@ -31,10 +32,9 @@ const (
 )
 
 const (
-	installTimeout = 3 * time.Minute
-	startTimeout   = 30 * time.Second
-	stopTimeout    = 5 * time.Second
-	callTimeout    = 10 * time.Second
+	startTimeout = 30 * time.Second
+	stopTimeout  = 5 * time.Second
+	callTimeout  = 10 * time.Second
 )
 
 // Broker is one running broker, a process of its own.
@@ -193,66 +193,8 @@ func Start(tb testing.TB) *Broker {
 	return nil
 }
 
-// install runs npm ci unless node_modules holds what the lock file names. Test processes that run at the same
-// time wait for each other.
-func install(dir string) error {
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("%w (the tests of the Service Bus sender need Node.js 18 or later with npm)", err)
-		}
-	}
-	lockFile := filepath.Join(dir, "package-lock.json")
-	lock, err := os.Open(lockFile)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), installTimeout)
-	defer cancel()
-	for {
-		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) // ends with the file
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return fmt.Errorf("lock %s: %w", lockFile, err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("lock %s: held by another process for %v", lockFile, installTimeout)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	if installed(dir) {
-		return nil
-	}
-	cmd := exec.CommandContext(ctx, "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("npm ci: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// installed compares the versions in the lock file with those that npm wrote into node_modules as its last step.
-func installed(dir string) bool {
-	type lock struct {
-		Packages map[string]struct{ Version string }
-	}
-	var want, have lock
-	for file, into := range map[string]*lock{"package-lock.json": &want, "node_modules/.package-lock.json": &have} {
-		b, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil || json.Unmarshal(b, into) != nil {
-			return false
-		}
-	}
-	for name, p := range want.Packages {
-		if name != "" && have.Packages[name] != p {
-			return false
-		}
-	}
-	return true
-}
+// install makes the packages of the broker available.
+func install(dir string) error { return npm.Install(dir) }
 
 // Addr is the AMQP address, host:port.
 func (b *Broker) Addr() string { return fmt.Sprintf("127.0.0.1:%d", b.amqp) }
