@@ -247,9 +247,18 @@ func TestContractRefusesUnknownFields(t *testing.T) {
 
 // serve runs one request without a server, and without the checks of a bench.
 func serve(h http.Handler, method, path, body string) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
+	return record(h, request(method, path, body))
+}
+
+// request is one with a JSON body.
+func request(method, path, body string) *http.Request {
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
+	return r
+}
+
+func record(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w
 }
