@@ -148,7 +148,7 @@ func (a *app) redisEndpoint() redisstore.Endpoint {
 		URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey),
 		Unannounced: cfg.MaintenanceEvents == "off",
 	}
-	if e.Unusable, _ = a.wrong.Of(config.Redis); e.Unusable == nil && e.URL == "" && e.Host != "" && e.AccessKey == "" {
+	if e.Unusable = a.wrong.Unusable(config.Redis); e.Unusable == nil && e.URL == "" && e.Host != "" && e.AccessKey == "" {
 		e.Credentials, e.Life = a.identity.Redis, identity.RedisConnectionLife
 	}
 	return e
@@ -157,7 +157,7 @@ func (a *app) redisEndpoint() redisstore.Endpoint {
 // newRecords chooses the event log: Cosmos DB where an account is set, else a file.
 func (a *app) newRecords() recordStore {
 	cfg := a.cfg
-	if wrong, _ := a.wrong.Of(config.EventLog); wrong != nil {
+	if wrong := a.wrong.Unusable(config.EventLog); wrong != nil {
 		return noRecords{unusableRecords(wrong)}
 	}
 	if cfg.CosmosEndpoint == "" {
@@ -178,7 +178,7 @@ func (a *app) newRecords() recordStore {
 // newSender chooses the queue: Service Bus where a connection is set, else the local host's embedded broker.
 func (a *app) newSender() sender {
 	cfg := a.cfg
-	wrong, _ := a.wrong.Of(config.Queue)
+	wrong := a.wrong.Unusable(config.Queue)
 	switch {
 	case wrong != nil: // not even another queue is used: the events would be where nobody looks
 	case cfg.ServiceBusConnection != "":
@@ -268,7 +268,7 @@ const closeTimeout = 5 * time.Second
 // end it only where it could not even say so: the host stops the whole app after three ends, with all that runs well.
 func run(ctx context.Context, environ []string, out io.Writer) error {
 	cfg, wrong := config.FromEnv(config.Lookup(environ))
-	if unusable, _ := wrong.Of(config.Process); unusable != nil {
+	if unusable := wrong.Unusable(config.Process); unusable != nil {
 		return fmt.Errorf("settings: %w", unusable)
 	}
 	log := newLogger(out, cfg.LogLevel)

@@ -130,11 +130,11 @@ func (a *app) rose(within time.Duration, counter string, value int64) int64 {
 
 // settings adds what is wrong with the settings of a part. It reports whether the part can run.
 func (a *app) settings(part *health.Part, of config.Part, unusable health.Status) bool {
-	wrong, minor := a.wrong.Of(of)
+	wrong := a.wrong.Unusable(of)
 	if wrong != nil {
 		part.Add(unusable, wrong.Error())
 	}
-	part.Warn(minor...)
+	part.Warn(a.wrong.Minor(of)...)
 	return wrong == nil
 }
 

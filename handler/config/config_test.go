@@ -311,7 +311,7 @@ func TestProblemsOfAPart(t *testing.T) {
 		config.EventLog: {[]string{"COSMOS_KEY"}, 0},
 		config.Listener: {nil, 0},
 	} {
-		unusable, minor := problems.Of(part)
+		unusable, minor := problems.Unusable(part), problems.Minor(part)
 		if (unusable != nil) != (want.unusable != nil) || len(minor) != want.minor {
 			t.Errorf("%s: %v, %q", part, unusable, minor)
 		}
@@ -346,7 +346,7 @@ func TestProblemsOfUnusedSettings(t *testing.T) {
 		{map[string]string{"DATA_DIR": reference, "COSMOS_ENDPOINT": "https://x.documents.azure.com"}, config.EventLog, true},
 	} {
 		_, problems := fromEnv(tt.env)
-		unusable, minor := problems.Of(tt.part)
+		unusable, minor := problems.Unusable(tt.part), problems.Minor(tt.part)
 		if (unusable == nil) != tt.usable || tt.usable && len(minor) == 0 {
 			t.Errorf("%v: %v, %q", tt.env, unusable, minor)
 		}

@@ -43,20 +43,24 @@ func (p Problems) String() string {
 	return strings.Join(lines, "\n")
 }
 
-// Of returns why a part cannot run, nil when it can, and what else is wrong with its settings.
-func (p Problems) Of(part Part) (unusable error, minor []string) {
-	var why []string
+// Unusable returns why a part cannot run, nil when it can.
+func (p Problems) Unusable(part Part) error {
+	if why := p.texts(part, false); len(why) > 0 {
+		return errors.New(strings.Join(why, "; "))
+	}
+	return nil
+}
+
+// Minor returns what is wrong with the settings of a part and does not hold it up.
+func (p Problems) Minor(part Part) []string { return p.texts(part, true) }
+
+// texts returns the texts of the problems of a part, each once.
+func (p Problems) texts(part Part, minor bool) []string {
+	var texts []string
 	for _, problem := range p {
-		switch {
-		case problem.Part != part || slices.Contains(why, problem.Text) || slices.Contains(minor, problem.Text):
-		case problem.Minor:
-			minor = append(minor, problem.Text)
-		default:
-			why = append(why, problem.Text)
+		if problem.Part == part && problem.Minor == minor && !slices.Contains(texts, problem.Text) {
+			texts = append(texts, problem.Text)
 		}
 	}
-	if len(why) > 0 {
-		unusable = errors.New(strings.Join(why, "; "))
-	}
-	return unusable, minor
+	return texts
 }
