@@ -12,11 +12,6 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// unavailable is the account of a region that is down.
-func unavailable(cosmosfake.Operation) *cosmosfake.Fault {
-	return &cosmosfake.Fault{Status: http.StatusServiceUnavailable}
-}
-
 // TestBrokerIsDown has events wait in the outbox, shown by health with the cure, and arrive once the broker is back.
 func TestBrokerIsDown(t *testing.T) {
 	t.Parallel()

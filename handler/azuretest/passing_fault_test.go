@@ -191,11 +191,11 @@ func TestBeatsWaitForRedis(t *testing.T) {
 		"full":             configure("maxmemory", "1", "0"),
 		"without replicas": configure("min-replicas-to-write", "1", "0"),
 		"a replica": func(t *testing.T, r *rig) func() {
-			if err := r.redis.Client().SlaveOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
+			if err := r.redis.Client().ReplicaOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
 				t.Fatal(err)
 			}
 			return func() {
-				if err := r.redis.Client().SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+				if err := r.redis.Client().ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -104,8 +104,10 @@ func main() {
 
 // plan turns the flags into what is measured.
 func (o options) plan() (plan, error) {
-	p := plan{handler: o.handler, rounds: 7, round: 3 * time.Second, memoryUsers: 100_000, sessions: 1_000_000, lateFor: 20 * time.Second, starts: o.starts,
-		peers: o.peers, peerUsers: 100_000, dueUsers: 300_000, dueRounds: 3}
+	p := plan{
+		handler: o.handler, rounds: 7, round: 3 * time.Second, memoryUsers: 100_000, sessions: 1_000_000, lateFor: 20 * time.Second, starts: o.starts,
+		peers: o.peers, peerUsers: 100_000, dueUsers: 300_000, dueRounds: 3,
+	}
 	if o.quick {
 		p.peerUsers, p.dueUsers, p.dueRounds = 20_000, 60_000, 1
 		p.rounds, p.round, p.sessions, p.lateFor = 3, time.Second, 100_000, 5*time.Second
