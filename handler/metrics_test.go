@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/internal/testkit"
@@ -186,6 +187,7 @@ func TestMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	testkit.Eventually(t, "it sweeps", func(context.Context, *redis.Client) (bool, error) { return s.listener.State().Sweeps > 0, nil }, server)
 	before := s.waitFor("the listener runs with its two connections", map[string]float64{
 		"listener_running": 1, "listener_notifications_on": 1, "redis_connections": 2, "redis_breaker_open": 0, "redis_breaker_openings_total": 0,
 		"redis_failures_in_a_row": 0, "redis_budget_used_connections": 14, "redis_budget_limit_connections": 200,
