@@ -230,7 +230,7 @@ func TestHealthAnswersWhileEverythingHangs(t *testing.T) {
 		began := time.Now()
 		p := h.health()
 		t.Logf("health answered %s after %v", p.Status, time.Since(began))
-		if p.Status != "down" || len(p.Parts) != 5 || p.Parts["redis"]["status"] != "down" || p.Parts["eventLog"]["status"] != "degraded" {
+		if p.Status != "down" || len(p.Parts) != 7 || p.Parts["redis"]["status"] != "down" || p.Parts["eventLog"]["status"] != "degraded" {
 			t.Errorf("health %+v", p)
 		}
 		says(t, p.detail("eventLog"), "no answer in time", "az cosmosdb show --name 127")

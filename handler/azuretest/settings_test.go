@@ -1,7 +1,9 @@
 package azuretest
 
 import (
+	"bufio"
 	"encoding/base64"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -217,7 +219,8 @@ func (r *rig) clockOfRedis(d time.Duration) {
 	}
 }
 
-// TestSettingsThatCannotBeRead end the handler at its start with a message that names the setting, never with 0.
+// TestSettingsThatCannotBeRead are told by the first lines of the log, which name the setting. They do not end the
+// handler: the host would stop the whole app, with all that needs none of them.
 func TestSettingsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	r := &rig{tb: t, env: map[string]string{}}
@@ -227,24 +230,44 @@ func TestSettingsThatCannotBeRead(t *testing.T) {
 	}{
 		"connection string without an endpoint": {
 			"ServiceBusConnection=SharedAccessKeyName=n;SharedAccessKey=" + wrongKey,
-			[]string{"ServiceBusConnection: ", "Endpoint=sb://<namespace>.servicebus.windows.net/"},
+			[]string{"ServiceBusConnection must be", "it has no Endpoint", "Endpoint=sb://name.servicebus.windows.net/"},
 		},
-		"connection string without a key": {"ServiceBusConnection=Endpoint=sb://contoso.servicebus.windows.net/", []string{"ServiceBusConnection: ", "SharedAccessKey"}},
+		"connection string without a key": {"ServiceBusConnection=Endpoint=sb://contoso.servicebus.windows.net/", []string{"ServiceBusConnection must be", "SharedAccessKey"}},
 		"namespace that is a URL": {
 			"ServiceBusConnection__fullyQualifiedNamespace=https://contoso.servicebus.windows.net",
-			[]string{"ServiceBusConnection__fullyQualifiedNamespace: ", "such as contoso.servicebus.windows.net"},
+			[]string{"ServiceBusConnection__fullyQualifiedNamespace must be", "it is a URL", "name.servicebus.windows.net"},
 		},
-		"account without a scheme": {"COSMOS_ENDPOINT=contoso.documents.azure.com", []string{"COSMOS_ENDPOINT must be an http URL", "https://name.documents.azure.com:443/"}},
+		"account without a scheme": {"COSMOS_ENDPOINT=contoso.documents.azure.com", []string{"COSMOS_ENDPOINT must be", "no https:// in front", "https://name.documents.azure.com:443/"}},
 		"queue with a blank":       {"EVENTS_QUEUE=my queue", []string{"EVENTS_QUEUE", "for example EVENTS_QUEUE=connectivity-events"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out, err := r.command("FUNCTIONS_CUSTOMHANDLER_PORT=0", "DATA_DIR="+t.TempDir(), c.setting).CombinedOutput()
-			exit, ok := err.(*exec.ExitError)
-			if !ok || exit.ExitCode() != 1 {
-				t.Fatalf("ended with %v\n%s", err, out)
+			cmd := r.command("FUNCTIONS_CUSTOMHANDLER_PORT=0", "DATA_DIR="+t.TempDir(), c.setting)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
 			}
-			says(t, string(out), append(c.want, "settings: ")...)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			})
+			var before strings.Builder // the handler says that it has started
+			for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), "handler started"); {
+				fmt.Fprintln(&before, lines.Text())
+			}
+			says(t, before.String(), append(c.want, `"level":"ERROR"`)...)
 		})
 	}
+	t.Run("port", func(t *testing.T) { // nobody could ask it what is wrong
+		t.Parallel()
+		out, err := r.command("FUNCTIONS_CUSTOMHANDLER_PORT=http", "DATA_DIR="+t.TempDir()).CombinedOutput()
+		exit, ok := err.(*exec.ExitError)
+		if !ok || exit.ExitCode() != 1 {
+			t.Fatalf("ended with %v\n%s", err, out)
+		}
+		says(t, string(out), "settings: FUNCTIONS_CUSTOMHANDLER_PORT must be")
+	})
 }

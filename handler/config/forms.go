@@ -222,15 +222,16 @@ func wrongParts(parts map[string]string, eventsQueue string) fault {
 }
 
 var namespace = form{want: "the host name of a Service Bus namespace", example: "name.servicebus.windows.net", check: func(v string) fault {
+	host, port := hostPort(v) // a port is for stand-ins of Service Bus
 	switch what := pasted(v); {
 	case strings.HasPrefix(string(what), "is a URL of Service Bus"):
 		return "it has sb:// in front; leave that and the / at the end out"
 	case what != "":
 		return "it " + what
-	case hostName(v) && !strings.Contains(v, "."):
-		return "it is not the full name; add .servicebus.windows.net"
-	case !hostName(v):
+	case !hostName(host) || port != "" && !validPort(port):
 		return "it is no name of a host; leave out what stands around that"
+	case !strings.Contains(host, "."):
+		return "it is not the full name; add .servicebus.windows.net"
 	}
 	return ""
 }}

@@ -2,7 +2,7 @@
 -- KEYS  from 5, two a candidate: user record, lease. For a member that names no session: the meta key twice.
 -- ARGV  from 3, two a candidate: member of the index, length of the user in it (0 when it names no session).
 -- RETURN one integer a candidate: how late it was claimed in ms (0 and more), -1 it is not due
---       any more, -2 it was put in quarantine, -3 only a later version can end it.
+--       any more, or not yet by its record, and its score is that of the record now, -2 it was put in quarantine, -3 only a later version can end it.
 
 local call, match, sub, find_text, tonumber = redis.call, string.match, string.sub, string.find, tonumber
 local results = {}
@@ -21,6 +21,11 @@ local function claim(user_key, lease_key, member, user, session)
     call('ZREM', DUE, member)
     return -2
   end
+  if s.due > now then
+    -- The record has a later deadline: a version that moves the index lazily renewed the session.
+    call('ZADD', DUE, s.due, member)
+    return -1
+  end
   finish(user_key, lease_key, user, u, session, s.leaving and 'left' or 'expired', score, '')
   return now - score
 end
@@ -28,8 +33,8 @@ end
 -- What follows does the same for the usual candidate, the only session of a user without remembered ends, in about a
 -- third of the time: what can be is read and removed for all at once. It is what counts when many are due together.
 
-local SHORT = '^a(%d+)([^\n]*)\n%+(%-?%d*),?%d*$'
-local LONG = '^a(%d+)([^\n]*)\n%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
+local SHORT = '^a(%d+)([^\n]*)\n%+(%-?%d*),?(%d*)$'
+local LONG = '^a(%d+)([^\n]*)\n%+(%-?%d*),(%d*),([^,]*),(%d*),(%d*),(%-?%d*),(%d*),([^\n]*)$'
 
 -- Written once, since Redis takes long to write a number.
 local NOW, LIFE = now .. '', '\n' .. (life or '') .. '\n' .. generation .. '\n'
@@ -37,9 +42,9 @@ local NOW, LIFE = now .. '', '\n' .. (life or '') .. '\n' .. generation .. '\n'
 -- usual returns what a candidate's end writes, nil for one that claim must end: the user record, the time that it
 -- stays, and the event before and after its number.
 local function usual(raw, user, session, score)
-  local name, start, seq, meta = '', '', '', ''
-  local old, more, last = match(raw, SHORT)
-  if not old then old, more, last, name, start, seq, meta = match(raw, LONG) end
+  local name, start, grace, due, seq, meta = '', '', '', '', '', ''
+  local old, more, last, ttl = match(raw, SHORT)
+  if not old then old, more, last, ttl, name, start, grace, due, seq, meta = match(raw, LONG) end
   if not old or not life or (name == '' and 'default' or name) ~= session then return nil end
   -- Fields of a later version may follow meta.
   if meta ~= '' and (sub(meta, 1, 1) ~= '{' or find_text(meta, '},', 1, true)) then return nil end
@@ -49,6 +54,7 @@ local function usual(raw, user, session, score)
     if not seen then return nil end
   end
   local at = old + (tonumber(last) or 0)
+  if at + (tonumber(due) or ((tonumber(ttl) or 45) + (tonumber(grace) or 0)) * 1000) > now then return nil end
   if seen == '' or at > tonumber(seen) then seen = at .. '' end
   local epoch, written, since = now, NOW, ''
   if old + 1 > now or floor > now then

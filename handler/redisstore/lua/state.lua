@@ -1,6 +1,7 @@
 -- In front of every script that makes transitions, after partition.lua: what is stored, and how it changes.
 --
--- Deadline index: member "<user>/<session>", score = deadline in ms. It decides what is due.
+-- Deadline index: member "<user>/<session>", score = deadline in ms. It says what may be due: nothing ends before its
+-- score, and at its score only if the record has no later deadline.
 -- Outbox entry: one field e, lines of: version, type, user, session, epoch, reason, basis, deadline,
 -- detected at, last seen, life, generation, n, traceparent, groups, sessions, meta.
 --
