@@ -31,6 +31,7 @@ const (
 // exchange is what the proxy needs to know of one request; it travels in the request's context.
 type exchange struct {
 	path   []string // decoded
+	body   *steadyBody // nil when there is none
 	cancel context.CancelFunc
 	forget func() bool
 }
@@ -90,16 +91,20 @@ func (h *Host) passOn(w http.ResponseWriter, r *http.Request, path []string) {
 	x := &exchange{path: path, cancel: cancel, forget: func() bool { return false }}
 	defer func() { x.forget() }()
 	r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
+	if r.ContentLength != 0 {
+		x.body = &steadyBody{ReadCloser: r.Body, conn: http.NewResponseController(w), began: time.Now()}
+	}
 	switch {
 	case r.ContentLength > 0: // the handler gets it when all of it is there
-		body, err := io.ReadAll(r.Body)
+		body, err := io.ReadAll(x.body)
 		if err != nil {
-			w.WriteHeader(http.StatusBadRequest)
+			w.WriteHeader(x.body.fault())
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	case r.ContentLength < 0:
-		r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
+		_ = x.body.conn.EnableFullDuplex() // an answer that does not wait for the body goes to the client at once
+		r.Body = http.MaxBytesReader(w, x.body, maxRequestBytes)
 	}
 	if timeout := h.app.functionTimeout; timeout > 0 {
 		defer time.AfterFunc(timeout, func() {
@@ -140,6 +145,11 @@ func newProxy(p *process, transport http.RoundTripper, stopping context.Context,
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			x := r.Context().Value(exchangeKey{}).(*exchange)
+			if status := x.body.fault(); status != 0 {
+				w.WriteHeader(status)
+				return
+			}
 			if r.Context().Err() == nil {
 				logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 			}

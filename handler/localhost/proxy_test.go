@@ -391,3 +391,27 @@ func TestEventStreams(t *testing.T) {
 		t.Error("the stream ended as if it were complete")
 	}
 }
+
+// TestSlowBodies: a body that comes slower than Kestrel takes one, or that cannot be read, is the client's
+// fault, and does not hold its request for ever.
+func TestSlowBodies(t *testing.T) {
+	t.Parallel()
+	r := start(t, testApp{
+		functions: map[string]string{"F": fn(httpFunction, "f")},
+		script:    func(call) reply { return ok },
+	})
+	const head, chunked = "POST /api/f HTTP/1.1\r\nHost: x\r\n", "Transfer-Encoding: chunked\r\n\r\n"
+	for name, test := range map[string]struct{ text, want string }{
+		"stalls":            {head + "Content-Length: 4\r\n\r\nha", "408 "},
+		"stalls in chunks":  {head + chunked + "2\r\nha\r\n", "408 "},
+		"stalls in a chunk": {head + chunked + "4\r\nha", "408 "},
+		"no chunk":          {head + chunked + "zz\r\nha\r\n", "400 "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := exchangeRaw(t, r.URL, test.text, 1); got[0] != test.want {
+				t.Errorf("%q, want %q", got[0], test.want)
+			}
+		})
+	}
+}

@@ -17,14 +17,14 @@
 //	functions/Heartbeat/function.json   the trigger
 //	triggers/heartbeat.go               request -> Beat
 //	presence/heartbeat.go               validation, defaults, pace
-//	redisstore/heartbeat.go             one script call
+//	redisstore/heartbeat.go, door.go    one script call, when its turn has come
 //	redisstore/lua/heartbeat.lua        lease, deadline index, user record, outbox
 //
 // and the offline event that follows when the beats stop:
 //
 //	expiry/listener.go                  the deadline or an expired event wakes the sweep
 //	redisstore/claim.go, lua/claim.lua  takes the session and writes the event to the outbox
-//	expiry/relay.go                     outbox -> queue -> event log -> acknowledge
+//	expiry/relay.go, steps.go           outbox -> queue -> event log -> acknowledge
 //	triggers/connectivity_worker.go     queue -> worker
 //	worker/worker.go                    users record, status done
 package presence

@@ -83,16 +83,16 @@ func bodyOf(r *http.Request, limit int64) ([]byte, error) {
 	return q.readBody(r, limit, nil)
 }
 
-// readBody reads the whole body, at most limit bytes, within bodyTimeout. It takes what it needs beyond firstRead from
+// readBody reads the whole body, at most limit bytes, by the deadline that begun has set. It takes what it needs beyond firstRead from
 // m, once the bytes before have arrived.
 func (q *request) readBody(r *http.Request, limit int64, m *room) ([]byte, error) {
 	most := limit + 1
 	if r.ContentLength > limit {
+		q.endsConnection()
 		return nil, tooLarge(limit)
 	} else if r.ContentLength >= 0 {
 		most = r.ContentLength
 	}
-	_ = q.conn.SetReadDeadline(time.Now().Add(bodyTimeout)) // there is none where the request did not come over a network
 	body := make([]byte, 0, min(most, firstRead))
 	for int64(len(body)) < most {
 		if len(body) == cap(body) {
@@ -109,13 +109,14 @@ func (q *request) readBody(r *http.Request, limit int64, m *room) ([]byte, error
 		case errors.Is(err, io.EOF) && int64(len(body)) >= r.ContentLength:
 			most = int64(len(body))
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			q.Header().Set("Connection", "close") // the rest of the body may still come
+			q.endsConnection()
 			return nil, &httpError{status: http.StatusRequestTimeout, detail: fmt.Sprintf("the body did not arrive within %v: send the request again", bodyTimeout), err: err}
 		default:
 			return nil, &httpError{status: http.StatusBadRequest, detail: "the body could not be read to its end", err: err}
 		}
 	}
 	if most > limit {
+		q.endsConnection()
 		return nil, tooLarge(limit)
 	}
 	_ = q.conn.SetReadDeadline(time.Time{})

@@ -42,7 +42,7 @@ func expirationListener(l listener) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		figures, err := l.Listener()
 		if err != nil {
-			fail(w, r, &presence.Error{Kind: presence.Unavailable, Message: err.Error(), Err: err})
+			fail(w, r, &presence.Error{Kind: presence.Unavailable, Message: err.Error()})
 			return
 		}
 		reply(w, http.StatusOK, figures)

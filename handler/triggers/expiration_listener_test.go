@@ -1,7 +1,9 @@
 package triggers_test
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -21,13 +23,18 @@ func TestExpirationListener(t *testing.T) {
 	if head := serve(b.routes, "HEAD", "/api/listener", ""); head.Code != 200 || head.Header().Get("Content-Type") != "application/json" {
 		t.Errorf("HEAD: %d %v", head.Code, head.Header())
 	}
+	var logged bytes.Buffer
 	silent := setup(t, func(h *triggers.Handlers) {
 		h.Listener = listener{silent: errors.New("no sweep has succeeded for 12 s")}
+		h.Log = slog.New(slog.NewTextHandler(&logged, nil))
 	})
 	a := silent.get("/api/listener")
 	a.is(503)
 	if !strings.Contains(string(a.Body), "no sweep has succeeded for 12 s") || a.Header.Get("Content-Type") != "application/problem+json" {
 		t.Errorf("%v %s", a.Header, a.Body)
+	}
+	if said := strings.Count(logged.String(), "no sweep has succeeded"); said != 1 {
+		t.Errorf("the log says %d times: %s", said, logged.String())
 	}
 	if head := serve(silent.routes, "HEAD", "/api/listener", ""); head.Code != 503 {
 		t.Errorf("HEAD: %d", head.Code)

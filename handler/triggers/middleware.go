@@ -60,6 +60,19 @@ func (q *request) answerWithin(d time.Duration) {
 	_ = q.conn.SetWriteDeadline(time.Now().Add(d)) // there is none where the request did not come over a network
 }
 
+// arrivesWithin bounds the time until the body of the request is here. It holds for a body that nobody reads, too: the
+// server waits for its end before it takes the next request.
+func (q *request) arrivesWithin(d time.Duration) {
+	_ = q.conn.SetReadDeadline(time.Now().Add(d))
+}
+
+// endsConnection makes the answer the last one of its connection: it does not wait for the rest of the body.
+func (q *request) endsConnection() {
+	if q.ResponseWriter != nil {
+		q.Header().Set("Connection", "close")
+	}
+}
+
 // requestOf returns what is known of a request: nothing when it did not come through Routes.
 func requestOf(r *http.Request) *request {
 	if q, ok := r.Context().Value(requestKey{}).(*request); ok {
@@ -88,6 +101,9 @@ func begun(log *slog.Logger, seen observer) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			q := &request{ResponseWriter: w, conn: *http.NewResponseController(w), log: log}
+			if r.ContentLength != 0 {
+				q.arrivesWithin(bodyTimeout)
+			}
 			q.answerWithin(bodyTimeout + requestTimeout + answerTimeout) // each request sets its own: it lasts until the next does
 			if id := r.Header[invocationHeader]; len(id) > 0 {
 				q.id = id[0]

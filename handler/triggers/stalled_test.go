@@ -155,6 +155,51 @@ func TestStalledUploads(t *testing.T) {
 	}
 }
 
+// TestStalledUploadsThatNobodyReads: bodies of calls that take none, or that are refused, end their connection as well,
+// and the answer to one that is refused for its length does not wait for the rest.
+func TestStalledUploadsThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	const chunked = " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+	long := fmt.Sprintf("%x\r\n%s", 20000, strings.Repeat(" ", 20000))
+	for _, tt := range []struct {
+		name, text string
+		status     int
+		answered   time.Duration
+	}{
+		{"GET", "GET /api/openapi.json" + chunked, 408, 10 * time.Second},
+		{"no route", "GET /api/nothing" + chunked, 404, 10 * time.Second},
+		{"no method", "PUT /api/users/ann" + chunked, 405, 10 * time.Second},
+		{"DELETE", "DELETE /api/users/ann/sessions/a" + chunked, 408, 10 * time.Second},
+		{"replay", "POST /api/events/a/replay" + chunked, 408, 10 * time.Second},
+		{"too long", "POST /api/heartbeat" + chunked + long, 413, 0},
+		{"too long by its length", head("/api/heartbeat", 20000), 413, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				p := served(t, quick())
+				began := time.Now()
+				conn := p.dial(t, tt.text)
+				defer conn.Close()
+				in := bufio.NewReader(conn)
+				response, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.Copy(io.Discard, response.Body); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); response.StatusCode != tt.status || took != tt.answered {
+					t.Errorf("%d after %v, want %d after %v", response.StatusCode, took, tt.status, tt.answered)
+				}
+				if _, err := in.ReadByte(); !errors.Is(err, io.EOF) || time.Since(began) > 11*time.Second {
+					t.Errorf("the connection: %v after %v, want its end", err, time.Since(began))
+				}
+			})
+		})
+	}
+}
+
 // TestSlowUploads: a body that comes in time is taken, in how many pieces whatsoever, and the connection goes on.
 func TestSlowUploads(t *testing.T) {
 	t.Parallel()
