@@ -217,16 +217,20 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 	switch {
 	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
 		// While the breaker is open no call finds out more than that.
-		part.Add(health.Down, cmp.Or(a.redis.Fault(), err).Error())
+		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisstore.Cause(err)).Error())
 	case breaker.Status == maintenance.Open:
 		part.Warn(breaker.Reason)
 	}
 	if err == nil {
 		switch all, refused := a.store.CheckWrites(ctx); {
 		case all:
-			part.Add(health.Down, "no heartbeat can be stored: "+refused.Error())
+			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
 		case refused != nil:
-			part.Warn("heartbeats of some users cannot be stored: " + refused.Error())
+			part.Warn("heartbeats of some users cannot be stored: " + redisstore.Cause(refused).Error())
+		default: // what no such look finds
+			if refused := a.store.Refused(recent); refused != nil {
+				part.Warn("some commands are refused: " + refused.Error())
+			}
 		}
 		if memories, _ := a.redis.Memory(ctx); len(memories) > 0 { // a right that is missing hides it
 			m := memories.Worst()

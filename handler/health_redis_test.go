@@ -153,3 +153,43 @@ func TestHealthTellsOfALaterVersion(t *testing.T) {
 		t.Errorf("%+v", part)
 	}
 }
+
+// TestHealthTellsAMissingRight: also one that no look of health needs. A caller is told that health has the reason.
+func TestHealthTellsAMissingRight(t *testing.T) {
+	t.Parallel()
+	for right, call := range map[string]struct {
+		method, path string
+		body         any
+	}{
+		"xadd":   {"POST", "/api/heartbeat", map[string]any{"user": "ann"}},
+		"set":    {"POST", "/api/heartbeat", map[string]any{"user": "ann"}},
+		"unlink": {"POST", "/api/leave", map[string]any{"user": "ann"}},
+		"get":    {"GET", "/api/users/ann", nil},
+	} {
+		t.Run(right, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.Start(t)
+			raw := server.Client()
+			t.Cleanup(func() { _ = raw.Close() })
+			s := serveApp(t, server.URL(), map[string]string{"AzureWebJobs_ExpirationListener_Disabled": "true"})
+			s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "bob"})
+			if part := s.Health(t.Context())["redis"]; part.Detail != "" {
+				t.Errorf("with all rights: %+v", part)
+			}
+			if err := raw.Do(t.Context(), "acl", "setuser", "default", "-"+right).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if call.path == "/api/leave" {
+				s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
+			}
+			if text := s.must(503, call.method, call.path, call.body); !strings.Contains(string(text), "health says why") {
+				t.Errorf("%s", text)
+			}
+			part := s.Health(t.Context())["redis"]
+			if part.Status == health.OK || part.Status == "" || strings.Count(part.Detail, "the app's user in Redis lacks a permission; docs/deploy.md has the exact rights") != 1 ||
+				strings.Contains(part.Detail, "health says why") {
+				t.Errorf("%+v", part)
+			}
+		})
+	}
+}
