@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"userconnectivity/handler/config"
@@ -211,7 +213,16 @@ func (a *app) redisPart(ctx context.Context) health.Part {
 
 // askRedis adds what Redis answers, or why it does not.
 func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigures) {
-	err := a.store.Ping(ctx)
+	var (
+		asked        sync.WaitGroup // at once, as each takes a round trip, which may be long
+		err, refused error
+		all          bool
+		memories     redisstore.Memories
+	)
+	asked.Go(func() { err = a.store.Ping(ctx) })
+	asked.Go(func() { all, refused = a.store.CheckWrites(ctx) })
+	asked.Go(func() { memories, _ = a.redis.Memory(ctx) }) // a right that is missing hides it
+	asked.Wait()
 	breaker := a.breaker.State()
 	_, allOpen := a.breaker.Open("")
 	switch {
@@ -222,7 +233,9 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 		part.Warn(breaker.Reason)
 	}
 	if err == nil {
-		switch all, refused := a.store.CheckWrites(ctx); {
+		switch {
+		case errors.Is(refused, context.DeadlineExceeded): // by a server that answered something else
+			part.Warn("whether heartbeats can be stored was not found out in time: " + redisstore.Cause(refused).Error())
 		case all:
 			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
 		case refused != nil:
@@ -232,14 +245,14 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 				part.Warn("some commands are refused: " + refused.Error())
 			}
 		}
-		if memories, _ := a.redis.Memory(ctx); len(memories) > 0 { // a right that is missing hides it
-			m := memories.Worst()
-			shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
-			part.Warn(m.Warnings()...)
-		}
 		if subscription := a.redis.Subscription(); subscription != nil && !a.cfg.Listener { // else the listener's part tells
 			part.Warn("maintenance messages do not come in: " + subscription.Error())
 		}
+	}
+	if len(memories) > 0 {
+		m := memories.Worst()
+		shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
+		part.Warn(m.Warnings()...)
 	}
 	shown.Breaker, shown.LastMaintenance, shown.Nodes = breaker.Status, lastMaintenance(breaker.Events), nodeParts(breaker.Nodes)
 	perProcess := 1
