@@ -8,7 +8,6 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"userconnectivity/handler/config"
@@ -213,19 +212,13 @@ func (a *app) redisPart(ctx context.Context) health.Part {
 
 // askRedis adds what Redis answers, or why it does not.
 func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigures) {
-	var (
-		asked        sync.WaitGroup // at once, as each takes a round trip, which may be long
-		err, refused error
-		all          bool
-		memories     redisstore.Memories
-	)
-	asked.Go(func() { err = a.store.Ping(ctx) })
-	asked.Go(func() { all, refused = a.store.CheckWrites(ctx) })
-	asked.Go(func() { memories, _ = a.redis.Memory(ctx) }) // a right that is missing hides it
-	asked.Wait()
+	err := a.store.Ping(ctx)
 	breaker := a.breaker.State()
 	_, allOpen := a.breaker.Open("")
 	switch {
+	case errors.Is(err, context.DeadlineExceeded) && breaker.Status == maintenance.Closed && a.redis.Fault() == nil:
+		// Others are answered, or the breaker would open soon: it is only far away or busy.
+		part.Warn("redis did not answer in time: " + redisstore.Cause(err).Error())
 	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
 		// While the breaker is open no call finds out more than that.
 		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisstore.Cause(err)).Error())
@@ -233,9 +226,9 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 		part.Warn(breaker.Reason)
 	}
 	if err == nil {
-		switch {
-		case errors.Is(refused, context.DeadlineExceeded): // by a server that answered something else
-			part.Warn("whether heartbeats can be stored was not found out in time: " + redisstore.Cause(refused).Error())
+		switch all, refused := a.store.CheckWrites(ctx); {
+		case errors.Is(refused, context.DeadlineExceeded): // it answered the call before, and is only far away or busy
+			part.Note("whether heartbeats can be stored was not found out in time: " + redisstore.Cause(refused).Error())
 		case all:
 			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
 		case refused != nil:
@@ -248,11 +241,11 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 		if subscription := a.redis.Subscription(); subscription != nil && !a.cfg.Listener { // else the listener's part tells
 			part.Warn("maintenance messages do not come in: " + subscription.Error())
 		}
-	}
-	if len(memories) > 0 {
-		m := memories.Worst()
-		shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
-		part.Warn(m.Warnings()...)
+		if memories, _ := a.redis.Memory(ctx); len(memories) > 0 { // a right that is missing hides it
+			m := memories.Worst()
+			shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
+			part.Warn(m.Warnings()...)
+		}
 	}
 	shown.Breaker, shown.LastMaintenance, shown.Nodes = breaker.Status, lastMaintenance(breaker.Events), nodeParts(breaker.Nodes)
 	perProcess := 1
