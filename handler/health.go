@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime/debug"
@@ -215,6 +216,9 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 	breaker := a.breaker.State()
 	_, allOpen := a.breaker.Open("")
 	switch {
+	case errors.Is(err, context.DeadlineExceeded) && breaker.Status == maintenance.Closed && a.redis.Fault() == nil:
+		// Others are answered, or the breaker would open soon: it is only far away or busy.
+		part.Warn("redis did not answer in time: " + redisstore.Cause(err).Error())
 	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
 		// While the breaker is open no call finds out more than that.
 		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisstore.Cause(err)).Error())
@@ -223,6 +227,8 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 	}
 	if err == nil {
 		switch all, refused := a.store.CheckWrites(ctx); {
+		case errors.Is(refused, context.DeadlineExceeded): // it answered the call before, and is only far away or busy
+			part.Note("whether heartbeats can be stored was not found out in time: " + redisstore.Cause(refused).Error())
 		case all:
 			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
 		case refused != nil:
@@ -232,13 +238,13 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 				part.Warn("some commands are refused: " + refused.Error())
 			}
 		}
+		if subscription := a.redis.Subscription(); subscription != nil && !a.cfg.Listener { // else the listener's part tells
+			part.Warn("maintenance messages do not come in: " + subscription.Error())
+		}
 		if memories, _ := a.redis.Memory(ctx); len(memories) > 0 { // a right that is missing hides it
 			m := memories.Worst()
 			shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
 			part.Warn(m.Warnings()...)
-		}
-		if subscription := a.redis.Subscription(); subscription != nil && !a.cfg.Listener { // else the listener's part tells
-			part.Warn("maintenance messages do not come in: " + subscription.Error())
 		}
 	}
 	shown.Breaker, shown.LastMaintenance, shown.Nodes = breaker.Status, lastMaintenance(breaker.Events), nodeParts(breaker.Nodes)

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -192,4 +195,62 @@ func TestHealthTellsAMissingRight(t *testing.T) {
 			}
 		})
 	}
+}
+
+// farFrom listens for connections to a server whose answers take so much longer, until the test ends.
+func farFrom(t *testing.T, addr string, delay time.Duration) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() { // ends with the listener
+		for {
+			here, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			there, err := net.Dial("tcp", addr)
+			if err != nil {
+				_ = here.Close()
+				continue
+			}
+			go func() { // ends with the connection
+				_, _ = io.Copy(there, here)
+				_ = there.Close()
+			}()
+			go func() {
+				_, _ = io.Copy(slowWriter{here, delay}, there)
+				_ = here.Close()
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+type slowWriter struct {
+	io.Writer
+	delay time.Duration
+}
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(w.delay)
+	return w.Writer.Write(p)
+}
+
+// TestHealthOfAFarRedis: one that answers late is not taken for one that refuses.
+func TestHealthOfAFarRedis(t *testing.T) {
+	t.Parallel()
+	server := testkit.Start(t)
+	a := runApp(t, "redis://"+farFrom(t, server.Addr, 800*time.Millisecond), slog.New(slog.DiscardHandler), map[string]string{
+		"AzureWebJobs_ExpirationListener_Disabled": "true", "REDIS_MAINTENANCE_EVENTS": "off",
+	})
+	testkit.Eventually(t, "health says that it is slow", func(ctx context.Context, _ *redis.Client) (bool, error) {
+		part := a.Health(ctx)["redis"]
+		if a.redis.Fault() == nil && part.Status == health.Down {
+			t.Fatalf("%+v", part)
+		}
+		return strings.Contains(part.Detail, "in time"), fmt.Errorf("%+v", part)
+	}, server)
 }
