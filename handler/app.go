@@ -87,7 +87,7 @@ type app struct {
 // build connects the parts. It does no I/O: everything is reached on first use, so that the port opens at once. A part
 // whose settings are wrong refuses every call with the reason, and the others do their work.
 func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
-	a := &app{cfg: cfg, wrong: append(wrong, cfg.Ignored()...), log: log, identity: identity.New()}
+	a := &app{cfg: cfg, wrong: append(wrong, cfg.Ignored(wrong)...), log: log, identity: identity.New()}
 	a.breaker = maintenance.NewSet(maintenance.SetConfig{
 		Log:   log,
 		Ping:  func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) },

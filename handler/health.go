@@ -7,7 +7,6 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"time"
 
 	"userconnectivity/handler/config"
@@ -59,7 +58,7 @@ func warningsOf(parts ...any) []string {
 // Health looks at every part at once.
 func (a *app) Health(ctx context.Context) map[string]health.Part {
 	checks := map[string]func(context.Context) health.Part{
-		"redis":    a.wholeRedisPart,
+		"redis":    a.redisPart,
 		"queue":    a.queuePart,
 		"eventLog": a.eventLogPart,
 		"listener": a.listenerPart,
@@ -138,23 +137,127 @@ func (a *app) settings(part *health.Part, of config.Part, unusable health.Status
 	return wrong == nil
 }
 
-// wholeRedisPart is the part of Redis, with what this process knows of itself.
-func (a *app) wholeRedisPart(ctx context.Context) health.Part {
+// redisFigures are what the part of Redis shows. Of settings that cannot be used it has the first two alone.
+type redisFigures struct {
+	Breaker         maintenance.Status   `json:"breaker"`
+	Partitions      int                  `json:"partitions"`
+	LastMaintenance []maintenanceFigures `json:"lastMaintenance,omitzero"`
+	*serverFigures                       // once it has answered
+	Budget          *budgetFigures       `json:"budget,omitempty"`
+	Memory          *memoryFigures       `json:"memory,omitempty"`
+	Deferred        *deferredFigures     `json:"deferred,omitempty"`
+	// Nodes are the primaries of a cluster by their addresses, which may be none; nil for a single server.
+	Nodes map[string]nodeFigures `json:"nodes,omitzero"`
+}
+
+type serverFigures struct {
+	Server      string `json:"server"`
+	Version     string `json:"version"`
+	Cluster     bool   `json:"cluster"`
+	Connections int    `json:"connections"`
+}
+
+type budgetFigures struct {
+	ConnectionsPerProcess int `json:"connectionsPerProcess"`
+	Instances             int `json:"instances"`
+	Used                  int `json:"used"`
+	Limit                 int `json:"limit"`
+}
+
+type memoryFigures struct {
+	UsedBytes  int64  `json:"usedBytes"`
+	LimitBytes int64  `json:"limitBytes"`
+	Policy     string `json:"policy"`
+	Evicted    int64  `json:"evicted"`
+}
+
+type deferredFigures struct {
+	Waiting int   `json:"waiting"`
+	Written int64 `json:"written"`
+	Expired int64 `json:"expired"`
+	Refused int64 `json:"refused"`
+}
+
+type nodeFigures struct {
+	Breaker maintenance.Status `json:"breaker"`
+	Opened  int64              `json:"opened"`
+	Detail  string             `json:"detail,omitempty"`
+}
+
+type maintenanceFigures struct {
+	Type     maintenance.Type `json:"type"`
+	Start    *string          `json:"start"`
+	Received string           `json:"received"`
+	LagMs    int64            `json:"lagMs"`
+	Raw      string           `json:"raw"`
+	Address  *string          `json:"address"`
+}
+
+// redisPart looks at Redis, and tells what this process knows of its way there.
+func (a *app) redisPart(ctx context.Context) health.Part {
 	var part health.Part
+	breaker := a.breaker.State()
+	shown := redisFigures{Breaker: breaker.Status, Partitions: a.cfg.Partitions}
 	if !a.settings(&part, config.Redis, health.Down) {
-		part.Figures = figures{"breaker": a.breaker.State().Status, "partitions": a.cfg.Partitions}
+		part.Figures = shown
 		return part // nobody need be asked
 	}
-	shown := a.redisPart(ctx)
-	if status, _ := shown["status"].(string); status != string(health.OK) {
-		detail, _ := shown["detail"].(string)
-		part.Add(health.Status(status), detail)
-	}
-	delete(shown, "status")
-	delete(shown, "detail")
+	a.askRedis(ctx, &part, &shown)
+	a.tellWaiting(&part, &shown)
 	part.Figures = shown
+	part.Warn(warningsOf(a.redis, a.store, a.deferred, a.breaker, a.identity)...)
+	return part
+}
 
+// askRedis adds what Redis answers, or why it does not.
+func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigures) {
+	err := a.store.Ping(ctx)
+	breaker := a.breaker.State()
+	_, allOpen := a.breaker.Open("")
+	switch {
+	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
+		// While the breaker is open no call finds out more than that.
+		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisstore.Cause(err)).Error())
+	case breaker.Status == maintenance.Open:
+		part.Warn(breaker.Reason)
+	}
+	if err == nil {
+		switch all, refused := a.store.CheckWrites(ctx); {
+		case all:
+			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
+		case refused != nil:
+			part.Warn("heartbeats of some users cannot be stored: " + redisstore.Cause(refused).Error())
+		default: // what no such look finds
+			if refused := a.store.Refused(recent); refused != nil {
+				part.Warn("some commands are refused: " + refused.Error())
+			}
+		}
+		if memories, _ := a.redis.Memory(ctx); len(memories) > 0 { // a right that is missing hides it
+			m := memories.Worst()
+			shown.Memory = &memoryFigures{m.Used, m.Limit, m.Policy, m.Evicted}
+			part.Warn(m.Warnings()...)
+		}
+		if subscription := a.redis.Subscription(); subscription != nil && !a.cfg.Listener { // else the listener's part tells
+			part.Warn("maintenance messages do not come in: " + subscription.Error())
+		}
+	}
+	shown.Breaker, shown.LastMaintenance, shown.Nodes = breaker.Status, lastMaintenance(breaker.Events), nodeParts(breaker.Nodes)
+	perProcess := 1
+	if server, connections, connected := a.redis.Server(); connected {
+		perProcess = max(connections, 1)
+		shown.serverFigures = &serverFigures{server.Name, server.Version, server.Cluster, connections}
+	}
+	budget := a.budget(perProcess)
+	shown.Budget = &budgetFigures{budget.PerProcess, budget.Instances, budget.Used(), budget.Limit}
+	part.Warn(budget.Warnings()...)
+}
+
+// tellWaiting adds what became of the heartbeats and leaves that could not be written at once.
+func (a *app) tellWaiting(part *health.Part, shown *redisFigures) {
 	waiting := a.deferred.State()
+	if waiting.Deferred > 0 {
+		shown.Deferred = &deferredFigures{waiting.Items, waiting.Written, waiting.Expired, waiting.Refused}
+	}
 	if n := a.rose(recent, "refused", waiting.Refused); n > 0 {
 		part.Warn(fmt.Sprintf("%d heartbeats and leaves were refused with 503 in the last minute, since the room for those that wait for Redis is full: "+
 			"their clients send them again; what mends it is Redis", n))
@@ -162,6 +265,11 @@ func (a *app) wholeRedisPart(ctx context.Context) health.Part {
 	if n := a.rose(remembered, "expired", waiting.Expired); n > 0 {
 		part.Warn(fmt.Sprintf("%d heartbeats and leaves that waited for Redis came to nothing in the last hour: their deadline passed first; users of them may have been "+
 			"reported offline", n))
+	}
+	later := a.store.Later()
+	if n := a.rose(recent, "later", later.Refused+later.Unread); n > 0 {
+		part.Warn(fmt.Sprintf("%d heartbeats, leaves and reads in the last minute were of users whose record only a later version knows; they wait for a process of the version that wrote it: "+
+			"finish the roll-out, or go forward to that version again", n))
 	}
 	var failed int64
 	for _, tracker := range a.trackers {
@@ -171,87 +279,33 @@ func (a *app) wholeRedisPart(ctx context.Context) health.Part {
 	if n := a.rose(recent, "failed", failed); n > 0 {
 		part.Warn(fmt.Sprintf("%d heartbeats and leaves failed in the last minute; the log says why (\"state store\")", n))
 	}
-	part.Warn(warningsOf(a.redis, a.store, a.deferred, a.breaker, a.identity)...)
-	return part
-}
-
-// figures are what a part shows, by their names.
-type figures map[string]any
-
-func (a *app) redisPart(ctx context.Context) figures {
-	err := a.store.Ping(ctx)
-	var writes error
-	memory, memoryErr := redisstore.MemoryState{}, err
-	if err == nil {
-		writes = a.store.CheckWrites(ctx)
-		memory, memoryErr = a.redis.MemoryState(ctx)
-	}
-	breaker := a.breaker.State()
-	part := figures{"status": "ok", "breaker": breaker.Status, "partitions": a.cfg.Partitions, "lastMaintenance": lastMaintenance(breaker.Events)}
-	server, connections, connected := a.redis.Server()
-	perProcess := 1
-	if connected {
-		perProcess = max(connections, 1)
-		part["server"], part["version"], part["cluster"], part["connections"] = server.Name, server.Version, server.Cluster, connections
-	}
-	budget := a.budget(perProcess)
-	if waiting := a.deferred.State(); waiting.Deferred > 0 {
-		part["deferred"] = map[string]any{"waiting": waiting.Items, "written": waiting.Written, "expired": waiting.Expired, "refused": waiting.Refused}
-	}
-	part["budget"] = map[string]any{
-		"connectionsPerProcess": budget.PerProcess, "instances": budget.Instances,
-		"used": budget.Used(), "limit": budget.Limit,
-	}
-	if memoryErr == nil {
-		part["memory"] = map[string]any{"usedBytes": memory.Used, "limitBytes": memory.Limit, "policy": memory.Policy, "evicted": memory.Evicted}
-	}
-	if breaker.Nodes != nil {
-		part["nodes"] = nodeParts(breaker.Nodes)
-	}
-	warnings := budget.Warnings()
-	subscription := a.redis.Subscription()
-	_, allOpen := a.breaker.Open("")
-	switch {
-	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
-		// While the breaker is open no call finds out more than that.
-		part["status"], part["detail"] = "down", cmp.Or(a.redis.Fault(), err).Error()
-	case breaker.Status == maintenance.Open:
-		part["status"], part["detail"] = "degraded", breaker.Reason
-	case writes != nil:
-		part["status"], part["detail"] = "down", "no heartbeat can be stored: "+writes.Error()
-	case memory.Evicts:
-		part["status"], part["detail"] = "degraded", memory.Eviction()
-	case subscription != nil && !a.cfg.Listener: // else the listener's part tells
-		part["status"], part["detail"] = "degraded", "maintenance messages do not come in: "+subscription.Error()
-	case len(warnings) > 0:
-		part["status"], part["detail"] = "degraded", strings.Join(warnings, "; ")
-	}
-	return part
 }
 
 // nodeParts shows the breakers of a cluster's primaries.
-func nodeParts(nodes map[string]maintenance.State) map[string]any {
-	shown := make(map[string]any, len(nodes))
+func nodeParts(nodes map[string]maintenance.State) map[string]nodeFigures {
+	if nodes == nil {
+		return nil
+	}
+	shown := make(map[string]nodeFigures, len(nodes))
 	for node, s := range nodes {
-		part := map[string]any{"breaker": s.Status, "opened": s.Opened}
+		one := nodeFigures{Breaker: s.Status, Opened: s.Opened}
 		if s.Status == maintenance.Open {
-			part["detail"] = s.Reason
+			one.Detail = s.Reason
 		}
-		shown[node] = part
+		shown[node] = one
 	}
 	return shown
 }
 
 // lastMaintenance shows the last messages, newest first.
-func lastMaintenance(events []maintenance.Event) []map[string]any {
-	shown := make([]map[string]any, len(events))
+func lastMaintenance(events []maintenance.Event) []maintenanceFigures {
+	shown := make([]maintenanceFigures, len(events))
 	for i, e := range events {
-		shown[i] = map[string]any{
-			"type": e.Type, "start": presence.FormatOptional(e.Start), "received": presence.FormatTime(e.Received),
-			"lagMs": e.Lag().Milliseconds(), "raw": e.Raw, "address": nil,
+		shown[i] = maintenanceFigures{
+			Type: e.Type, Start: presence.FormatOptional(e.Start), Received: presence.FormatTime(e.Received), LagMs: e.Lag().Milliseconds(), Raw: e.Raw,
 		}
 		if e.Address.IsValid() {
-			shown[i]["address"] = e.Address.String()
+			shown[i].Address = new(e.Address.String())
 		}
 	}
 	return shown

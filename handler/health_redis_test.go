@@ -32,8 +32,8 @@ func TestHealthSaysWhyRedisIsAway(t *testing.T) {
 			a := runApp(t, c.url, slog.New(slog.DiscardHandler), nil)
 			testkit.Eventually(t, "health says why", func(ctx context.Context, _ *redis.Client) (bool, error) {
 				part := a.Health(ctx)["redis"]
-				shown, _ := part.Figures.(figures)
-				return part.Status == health.Down && shown["breaker"] == maintenance.Open && strings.Contains(part.Detail, c.want), fmt.Errorf("%+v", part)
+				shown, _ := part.Figures.(redisFigures)
+				return part.Status == health.Down && shown.Breaker == maintenance.Open && strings.Contains(part.Detail, c.want), fmt.Errorf("%+v", part)
 			}, server)
 			if text := fmt.Sprint(a.Health(t.Context())["redis"]); strings.Contains(text, "wr0ng") {
 				t.Errorf("a secret in %s", text)
@@ -86,6 +86,110 @@ func TestHealthTriesToWrite(t *testing.T) {
 				t.Fatal(err)
 			}
 			is(health.OK, "")
+		})
+	}
+}
+
+// TestHealthTellsAllFaultsOfRedis: one does not hide another.
+func TestHealthTellsAllFaultsOfRedis(t *testing.T) {
+	t.Parallel()
+	server := testkit.Start(t, "--maxmemory-policy", "volatile-lru")
+	raw := server.Client()
+	t.Cleanup(func() { _ = raw.Close() })
+	const secret = "pass-w0rd"
+	if err := raw.Do(t.Context(), "acl", "setuser", "app", "on", ">"+secret, "~*", "+@all", "resetchannels").Err(); err != nil {
+		t.Fatal(err)
+	}
+	a := runApp(t, "redis://app:"+secret+"@"+server.Addr, slog.New(slog.DiscardHandler), map[string]string{
+		"AzureWebJobs_ExpirationListener_Disabled": "true", "REDIS_MAX_CLIENTS": "3", "MAX_INSTANCES": "10",
+	})
+	tells := func(status health.Status, wants ...string) {
+		t.Helper()
+		testkit.Eventually(t, "health tells all", func(ctx context.Context, _ *redis.Client) (bool, error) {
+			part := a.Health(ctx)["redis"]
+			holds := part.Status == status
+			for _, want := range wants {
+				holds = holds && strings.Count(part.Detail, want) == 1
+			}
+			return holds, fmt.Errorf("%+v", part)
+		}, server)
+	}
+	const evicts, budget, subscription = "set maxmemory-policy to noeviction", "and Redis allows 3", "maintenance messages do not come in"
+	tells(health.Degraded, evicts, budget, subscription)
+	if err := raw.ConfigSet(t.Context(), "min-replicas-to-write", "3").Err(); err != nil {
+		t.Fatal(err)
+	}
+	tells(health.Down, "no heartbeat can be stored", "too few replicas", evicts, budget, subscription)
+}
+
+// TestHealthTellsOfALaterVersion: what only a process of another version can go on with is told, and everything else goes on.
+func TestHealthTellsOfALaterVersion(t *testing.T) {
+	t.Parallel()
+	server := testkit.Start(t)
+	raw := server.Client()
+	t.Cleanup(func() { _ = raw.Close() })
+	s := serveApp(t, server.URL(), map[string]string{"REDIS_PARTITIONS": "1"})
+	s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann", "session": "s"})
+	due := raw.Keys(t.Context(), "uc*due").Val()
+	if len(due) != 1 {
+		t.Fatal(due)
+	}
+	for _, member := range []string{"user#2/session", "/group/g"} {
+		if err := raw.ZAdd(t.Context(), due[0], redis.Z{Score: 1, Member: member}).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waits := func(ctx context.Context, _ *redis.Client) (bool, error) {
+		part := s.Health(ctx)["redis"]
+		return part.Status == health.Degraded && strings.Contains(part.Detail, "2 deadlines that are due are of a form that this version does not know"), fmt.Errorf("%+v", part)
+	}
+	testkit.Eventually(t, "what waits is told", waits, server)
+	if changed, err := raw.SetXX(t.Context(), "uc{p0}ann", "b1700000000123,new=1", 0).Result(); err != nil || !changed {
+		t.Fatal(err, raw.Keys(t.Context(), "*").Val())
+	}
+	s.must(503, "POST", "/api/heartbeat", map[string]any{"user": "ann", "session": "s"})
+	part := s.Health(t.Context())["redis"]
+	if part.Status != health.Degraded || !strings.Contains(part.Detail, "of users whose record only a later version knows") {
+		t.Errorf("%+v", part)
+	}
+}
+
+// TestHealthTellsAMissingRight: also one that no look of health needs. A caller is told that health has the reason.
+func TestHealthTellsAMissingRight(t *testing.T) {
+	t.Parallel()
+	for right, call := range map[string]struct {
+		method, path string
+		body         any
+	}{
+		"xadd":   {"POST", "/api/heartbeat", map[string]any{"user": "ann"}},
+		"set":    {"POST", "/api/heartbeat", map[string]any{"user": "ann"}},
+		"unlink": {"POST", "/api/leave", map[string]any{"user": "ann"}},
+		"get":    {"GET", "/api/users/ann", nil},
+	} {
+		t.Run(right, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.Start(t)
+			raw := server.Client()
+			t.Cleanup(func() { _ = raw.Close() })
+			s := serveApp(t, server.URL(), map[string]string{"AzureWebJobs_ExpirationListener_Disabled": "true"})
+			s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "bob"})
+			if part := s.Health(t.Context())["redis"]; part.Detail != "" {
+				t.Errorf("with all rights: %+v", part)
+			}
+			if err := raw.Do(t.Context(), "acl", "setuser", "default", "-"+right).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if call.path == "/api/leave" {
+				s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
+			}
+			if text := s.must(503, call.method, call.path, call.body); !strings.Contains(string(text), "health says why") {
+				t.Errorf("%s", text)
+			}
+			part := s.Health(t.Context())["redis"]
+			if part.Status == health.OK || part.Status == "" || strings.Count(part.Detail, "the app's user in Redis lacks a permission; docs/deploy.md has the exact rights") != 1 ||
+				strings.Contains(part.Detail, "health says why") {
+				t.Errorf("%+v", part)
+			}
 		})
 	}
 }

@@ -163,29 +163,29 @@ func TestNodesInHealth(t *testing.T) {
 	a := runApp(t, "redis://"+c.Primaries[0].Addr, slog.New(slog.DiscardHandler), nil)
 	status := func() (part health.Part, open []string) {
 		part = a.Health(t.Context())["redis"]
-		nodes, _ := part.Figures.(figures)["nodes"].(map[string]any)
+		nodes := part.Figures.(redisFigures).Nodes
 		for _, primary := range c.Primaries {
-			node, _ := nodes[primary.Addr].(map[string]any)
+			node, known := nodes[primary.Addr]
 			switch {
-			case node == nil:
+			case !known:
 				t.Errorf("%s is missing: %v", primary.Addr, part)
-			case node["breaker"] == maintenance.Open:
+			case node.Breaker == maintenance.Open:
 				open = append(open, primary.Addr)
-				if detail, _ := node["detail"].(string); detail == "" {
+				if node.Detail == "" {
 					t.Errorf("no reason: %v", node)
 				}
 			}
 		}
 		return part, open
 	}
-	if part, open := status(); part.Status != "" || part.Figures.(figures)["breaker"] != maintenance.Closed || open != nil {
+	if part, open := status(); part.Status != "" || part.Figures.(redisFigures).Breaker != maintenance.Closed || open != nil {
 		t.Fatal(part)
 	}
 	for _, away := range c.Primaries {
 		_, port, _ := net.SplitHostPort(away.Addr)
 		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceStart|NonSSLPort|"+port, time.Now()))
 		part, open := status()
-		if part.Status != health.Degraded || part.Figures.(figures)["breaker"] != maintenance.Open || len(open) != 1 || open[0] != away.Addr || !strings.HasPrefix(part.Detail, away.Addr+": ") {
+		if part.Status != health.Degraded || part.Figures.(redisFigures).Breaker != maintenance.Open || len(open) != 1 || open[0] != away.Addr || !strings.HasPrefix(part.Detail, away.Addr+": ") {
 			t.Errorf("while %s is away: %v", away.Addr, part)
 		}
 		a.breaker.Notify(maintenance.Parse("NotificationType|NodeMaintenanceFailoverComplete|NonSSLPort|"+port, time.Now()))

@@ -116,7 +116,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, Problems) {
 	r.demote(c.ServiceBusConnection != "", "ServiceBusConnection__fullyQualifiedNamespace")
 	r.demote(c.ServiceBusConnection != "" || c.ServiceBusNamespace != "", "LOCAL_QUEUE_URL")
 	r.demote(account != "", "DATA_DIR")
-	r.demote(account == "" && !r.isWrong("COSMOS_ENDPOINT"), "COSMOS_KEY", "COSMOS_DATABASE")
+	r.demote(account == "" && !r.problems.Has("COSMOS_ENDPOINT"), "COSMOS_KEY", "COSMOS_DATABASE")
 	r.minor = true // what follows has a default that loses nothing
 	c.MaxInstances = r.integer(Redis, "MAX_INSTANCES", 20, 1, 1000)
 	c.RedisMaxClients = r.integer(Redis, "REDIS_MAX_CLIENTS", 0, 0, 1_000_000)
@@ -149,8 +149,8 @@ func Names() []string {
 	return names
 }
 
-// Ignored returns the settings that have no effect beside others or without them.
-func (c Config) Ignored() Problems {
+// Ignored returns the settings that have no effect beside others or without them, unless it is known that those are wrong.
+func (c Config) Ignored(wrong Problems) Problems {
 	var ignored Problems
 	add := func(set bool, part Part, setting, why string) {
 		if set {
@@ -158,10 +158,10 @@ func (c Config) Ignored() Problems {
 		}
 	}
 	add(c.RedisHost != "" && c.RedisURL != "", Redis, "REDIS_HOST", "REDIS_URL is set, too, and goes first; remove one of both")
-	add(c.RedisAccessKey != "" && c.RedisHost == "", Redis, "REDIS_ACCESS_KEY", "it is the key for REDIS_HOST, which is not set")
+	add(c.RedisAccessKey != "" && c.RedisHost == "" && !wrong.Has("REDIS_HOST"), Redis, "REDIS_ACCESS_KEY", "it is the key for REDIS_HOST, which is not set")
 	add(c.ServiceBusNamespace != "" && c.ServiceBusConnection != "", Queue, "ServiceBusConnection__fullyQualifiedNamespace",
 		"ServiceBusConnection is set, too, and goes first; remove one of both")
-	add(c.CosmosKey != "" && c.CosmosEndpoint == "", EventLog, "COSMOS_KEY",
+	add(c.CosmosKey != "" && c.CosmosEndpoint == "" && !wrong.Has("COSMOS_ENDPOINT"), EventLog, "COSMOS_KEY",
 		"COSMOS_ENDPOINT is not set, so that the event log is a file in DATA_DIR; set COSMOS_ENDPOINT=https://name.documents.azure.com:443/")
 	return ignored
 }

@@ -160,6 +160,7 @@ var wrong = []struct{ name, value, want string }{
 	{"REDIS_HOST", sas + hidden, "goes to ServiceBusConnection"},
 	{"REDIS_HOST", `"host:6379"`, "quotes"},
 	{"REDIS_URL", "name.redis.azure.net:10000", "a host alone goes to REDIS_HOST"},
+	{"REDIS_URL", "redis://:" + hidden + "@host:63x9/0", "its port is no number"},
 	{"REDIS_URL", hidden, "no redis:// in front"},
 	{"REDIS_URL", "http://:" + hidden + "@host", "another scheme"},
 	{"REDIS_URL", "redis://:" + hidden + "/x#y@host:6379", "percent-encode"},
@@ -243,6 +244,7 @@ func TestValuesThatNoSettingCanHave(t *testing.T) {
 	usual, _ := fromEnv(nil)
 	for name, tt := range map[string]struct{ value, want string }{
 		"Key Vault":         {"@Microsoft.KeyVault(SecretUri=https://vault.vault.azure.net/secrets/" + hidden + "/)", `--role "Key Vault Secrets User"`},
+		"small letters":     {"@microsoft.keyvault(SecretUri=https://vault.vault.azure.net/secrets/" + hidden + "/)", `--role "Key Vault Secrets User"`},
 		"App Configuration": {"@Microsoft.AppConfiguration(Endpoint=https://x.azconfig.io; Key=" + hidden + ")", "the right to read its store"},
 		"quotes":            {`"` + hidden + `"`, "quotes"},
 		"single quotes":     {"'" + hidden + "'", "quotes"},
@@ -374,9 +376,23 @@ func TestIgnoredSettings(t *testing.T) {
 		if problems != nil {
 			t.Errorf("%v: %v", tt.env, problems)
 		}
-		ignored := c.Ignored()
+		ignored := c.Ignored(problems)
 		if (len(ignored) == 1) != (tt.want != "") || len(ignored) == 1 && (ignored[0].Setting != tt.want || !ignored[0].Minor || strings.Contains(ignored[0].Text, hidden)) {
 			t.Errorf("%v: %+v, want %s", tt.env, ignored, tt.want)
+		}
+	}
+}
+
+// TestSettingsBesideWrongOnes: what goes with a setting that is wrong is not told to be of no use.
+func TestSettingsBesideWrongOnes(t *testing.T) {
+	t.Parallel()
+	for _, env := range []map[string]string{
+		{"REDIS_HOST": "host:port", "REDIS_ACCESS_KEY": hidden},
+		{"COSMOS_ENDPOINT": "name", "COSMOS_KEY": "a2V5"},
+	} {
+		c, problems := fromEnv(env)
+		if ignored := c.Ignored(problems); len(problems) != 1 || ignored != nil {
+			t.Errorf("%v: %v, and without effect: %v", env, problems, ignored)
 		}
 	}
 }

@@ -145,7 +145,11 @@ var redisURL = form{want: "a URL of Redis, redis:// or with TLS rediss://", exam
 		return "it is mixed with a connection string for .NET; write redis://:password@host:port"
 	}
 	u, err := url.Parse(v)
+	_, port := hostPort(rest[strings.LastIndex(rest, "@")+1:])
+	port, _, _ = strings.Cut(port, "/")
 	switch {
+	case err != nil && port != "" && !validPort(port):
+		return "its port is no number between 1 and 65535"
 	case err != nil:
 		return "it is no URL; percent-encode what is special in its user and password, such as / as %2F, # as %23, ? as %3F, @ as %40, % as %25"
 	case u.Hostname() == "":

@@ -43,6 +43,11 @@ func (p Problems) String() string {
 	return strings.Join(lines, "\n")
 }
 
+// Has reports whether a setting is among them.
+func (p Problems) Has(setting string) bool {
+	return slices.ContainsFunc(p, func(problem Problem) bool { return problem.Setting == setting })
+}
+
 // Unusable returns why a part cannot run, nil when it can.
 func (p Problems) Unusable(part Part) error {
 	if why := p.texts(part, false); len(why) > 0 {

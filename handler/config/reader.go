@@ -47,7 +47,7 @@ func (r *reader) get(name string) (string, fault) {
 	switch {
 	case v == "":
 		return "", ""
-	case strings.HasPrefix(v, "@Microsoft."):
+	case len(v) > len(reference) && strings.EqualFold(v[:len(reference)], reference):
 		return "", unresolved(name, v)
 	case quoted:
 		return "", "it has quotes around its value; leave them out"
@@ -61,10 +61,13 @@ func (r *reader) get(name string) (string, fault) {
 	return v, ""
 }
 
+// reference begins a value that the platform is to replace.
+const reference = "@Microsoft."
+
 // unresolved says what to do about a reference that the platform left as it is.
 // See https://learn.microsoft.com/azure/app-service/app-service-key-vault-references.
 func unresolved(name, value string) fault {
-	if !strings.HasPrefix(value, "@Microsoft.KeyVault(") {
+	if !strings.HasPrefix(strings.ToLower(value), strings.ToLower(reference+"KeyVault(")) {
 		return "it still holds a reference that the platform did not resolve; give the app's identity the right to read its store, " +
 			"and check the reference in the portal under Environment variables"
 	}
@@ -104,11 +107,6 @@ func (r *reader) text(part Part, name, usual string, f form) string {
 	}
 	r.problems = append(r.problems, Problem{Setting: name, Part: part, Minor: r.minor, Text: text, Example: f.example})
 	return usual
-}
-
-// isWrong reports whether a setting was found wrong.
-func (r *reader) isWrong(name string) bool {
-	return slices.ContainsFunc(r.problems, func(p Problem) bool { return p.Setting == name })
 }
 
 // demote makes problems of settings minor ones, if they are not used.

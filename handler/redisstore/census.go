@@ -2,10 +2,7 @@ package redisstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,11 +32,8 @@ type Census struct {
 type count struct {
 	at       time.Time
 	sessions int64
-	memory   map[string]Memory
+	memory   Memories
 }
-
-// Memory is what a server says of its memory, in bytes; Limit is 0 where it has none or does not say.
-type Memory struct{ Used, Limit int64 }
 
 // NewCensus returns a Census of s. Run takes it.
 func NewCensus(s *Store) *Census { return &Census{store: s} }
@@ -105,54 +99,8 @@ func (s *Store) count(ctx context.Context) (count, error) {
 		}
 		found.sessions += n
 	}
-	found.memory, _ = s.Memory(ctx) // a right that is missing hides the memory alone
+	found.memory, _ = s.client.Memory(ctx) // a right that is missing hides the memory alone
 	return found, nil
-}
-
-var errNoMemory = errors.New("the server does not say how much memory it uses")
-
-// Memory asks each server for its memory: by the address of each primary of a cluster, or by "" for a single server.
-func (s *Store) Memory(ctx context.Context) (map[string]Memory, error) {
-	client, err := s.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	servers := map[string]redis.Cmdable{"": client}
-	if l := client.(*live); l.cluster != nil {
-		servers = map[string]redis.Cmdable{}
-		for node, server := range l.cluster.all() {
-			servers[node] = server
-		}
-	}
-	found := make(map[string]Memory, len(servers))
-	for node, server := range servers {
-		text, err := server.Info(ctx, "memory").Result()
-		if err != nil {
-			return nil, fmt.Errorf("ask Redis for its memory: %w", err)
-		}
-		m, ok := memoryOf(text)
-		if !ok {
-			return nil, errNoMemory
-		}
-		found[node] = m
-	}
-	return found, nil
-}
-
-// memoryOf reads the section memory of INFO.
-func memoryOf(info string) (m Memory, ok bool) {
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		n, err := strconv.ParseInt(value, 10, 64)
-		switch {
-		case err != nil:
-		case name == "used_memory":
-			m.Used, ok = n, true
-		case name == "maxmemory":
-			m.Limit = n
-		}
-	}
-	return m, ok
 }
 
 // Overdue returns by how long the session that is overdue most has been, 0 for none, by the clock of Redis: how far all

@@ -179,6 +179,7 @@ func TestClientIsCreatedOnce(t *testing.T) {
 	raw := rawClient(t, server)
 	g := newGate(t, server.Addr)
 	client := NewClient(Endpoint{URL: "redis://" + g.listener.Addr().String()}, "app/instance one", nil)
+	t.Cleanup(func() { _ = client.Close() }) // before that of the gate, which waits for its connections
 	store := New(client, Config{Partitions: 1})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

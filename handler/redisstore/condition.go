@@ -2,7 +2,10 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -10,33 +13,44 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// MemoryState is what a server tells of its memory, of a cluster the primary that has the largest share of its limit in use.
-type MemoryState struct {
+// Memory is what a server tells of its memory.
+type Memory struct {
 	// Used and Limit (maxmemory) are in bytes; Limit is 0 where there is none, or the server does not tell.
 	Used, Limit int64
 	// Policy is maxmemory-policy, "" where the server does not tell.
 	Policy string
-	// Evicted is how many keys have been evicted since the server started, on a cluster by all primaries.
+	// Evicted is how many keys have been evicted since the server started.
 	Evicted int64
 	// Evicts is true where the server removes keys when it is full, or has done so since this process first looked:
 	// users may vanish without an event.
 	Evicts bool
 }
 
+// Memories are those of the servers: by the address of each primary of a cluster, or by "" for a single server.
+type Memories map[string]Memory
+
 // evictionCure is what to do about a server that evicts.
 const evictionCure = "redis may remove keys when it is full, and users with them, without an event; " +
 	"set maxmemory-policy to noeviction (Azure: evictionPolicy NoEviction), and have it alone or large enough"
 
-// Eviction says why, and what to do, where the server evicts; else it is empty.
-func (m MemoryState) Eviction() string {
-	if !m.Evicts {
-		return ""
+// fullShare is the share of the limit, in percent, above which a warning is due: when it is full Redis refuses writes.
+const fullShare = 90
+
+// Warnings says, with the cure, that the server evicts or is nearly full.
+func (m Memory) Warnings() []string {
+	var warnings []string
+	if m.Evicts {
+		warnings = append(warnings, fmt.Sprintf("maxmemory-policy is %s, %d keys were evicted: %s", m.Policy, m.Evicted, evictionCure))
 	}
-	return fmt.Sprintf("maxmemory-policy is %s, %d keys were evicted: %s", m.Policy, m.Evicted, evictionCure)
+	if share := 100 * m.usage(); share > fullShare {
+		warnings = append(warnings, fmt.Sprintf("redis uses %.0f %% of the memory that it may have, and refuses writes or evicts keys when that is full: "+
+			"raise maxmemory or choose a larger tier, or remove keys of others from it", share))
+	}
+	return warnings
 }
 
 // usage is the share of the limit that is in use.
-func (m MemoryState) usage() float64 {
+func (m Memory) usage() float64 {
 	if m.Limit <= 0 {
 		return 0
 	}
@@ -50,11 +64,30 @@ type evictions struct {
 	told  bool
 }
 
-// MemoryState asks how much memory is used, by INFO; an error where that is refused.
-func (c *Client) MemoryState(ctx context.Context) (MemoryState, error) {
+// Worst is the memory of the server that has the largest share of its limit in use, where any evicts of those that
+// do; with the evicted keys of all.
+func (m Memories) Worst() Memory {
+	var worst Memory
+	var evicted int64
+	for i, node := range slices.Sorted(maps.Keys(m)) {
+		one := m[node]
+		evicted += one.Evicted
+		if i == 0 || one.Evicts && !worst.Evicts || one.Evicts == worst.Evicts && one.usage() > worst.usage() {
+			worst = one
+		}
+	}
+	worst.Evicted = evicted
+	return worst
+}
+
+// errNoMemory is what is known of a server that answers INFO without its memory.
+var errNoMemory = errors.New("the server does not say how much memory it uses")
+
+// Memory asks all servers at once how much memory they use, by INFO. Beside an error are those that answered.
+func (c *Client) Memory(ctx context.Context) (Memories, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
-		return MemoryState{}, err
+		return nil, err
 	}
 	nodes := map[string]*redis.Client{}
 	switch client := client.(*live); {
@@ -63,29 +96,38 @@ func (c *Client) MemoryState(ctx context.Context) (MemoryState, error) {
 	default:
 		nodes[""] = client.UniversalClient.(*redis.Client)
 	}
-	var all MemoryState
+	var (
+		asked sync.WaitGroup
+		mu    sync.Mutex
+		found = make(Memories, len(nodes))
+		errs  []error
+	)
 	for node, server := range nodes {
-		info, err := infoOf(ctx, server)
-		if err != nil {
-			return MemoryState{}, unavailable(fmt.Errorf("ask for the memory: %w", err))
-		}
-		m := c.readMemory(node, info)
-		evicted, evicts := all.Evicted+m.Evicted, all.Evicts || m.Evicts
-		if m.usage() > all.usage() || all.Used == 0 || m.Evicts && !all.Evicts {
-			all = m
-		}
-		all.Evicted, all.Evicts = evicted, evicts
+		asked.Go(func() {
+			info, err := infoOf(ctx, server)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				errs = append(errs, unavailable(fmt.Errorf("ask for the memory: %w", err)))
+			case info["used_memory"] == "":
+				errs = append(errs, errNoMemory)
+			default:
+				found[node] = c.readMemory(node, info)
+			}
+		})
 	}
-	return all, nil
+	asked.Wait()
+	return found, errors.Join(errs...)
 }
 
 // readMemory reads what INFO tells, and has one line logged for a server that evicts.
-func (c *Client) readMemory(node string, info map[string]string) MemoryState {
+func (c *Client) readMemory(node string, info map[string]string) Memory {
 	number := func(name string) int64 {
 		n, _ := strconv.ParseInt(info[name], 10, 64) // 0 where the server does not tell
 		return n
 	}
-	m := MemoryState{Used: number("used_memory"), Limit: number("maxmemory"), Policy: info["maxmemory_policy"], Evicted: number("evicted_keys")}
+	m := Memory{Used: number("used_memory"), Limit: number("maxmemory"), Policy: info["maxmemory_policy"], Evicted: number("evicted_keys")}
 	e := &c.evictions
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -99,7 +141,7 @@ func (c *Client) readMemory(node string, info map[string]string) MemoryState {
 	m.Evicts = m.Policy != "" && m.Policy != "noeviction" || m.Evicted > first
 	if m.Evicts && !e.told {
 		e.told = true
-		c.log().Warn("redis evicts keys", "node", node, "detail", m.Eviction())
+		c.log().Warn("redis evicts keys", "node", node, "detail", m.Warnings()[0])
 	}
 	return m
 }
@@ -107,12 +149,13 @@ func (c *Client) readMemory(node string, info map[string]string) MemoryState {
 // probeLife is how long the key of CheckWrites lives.
 const probeLife = time.Minute
 
-// CheckWrites writes a small key of a short life, on a cluster one to each primary, and returns what is refused with
-// the cure: a server that is full, cannot save, has too few replicas or may only be read answers reads as ever.
-func (s *Store) CheckWrites(ctx context.Context) error {
+// CheckWrites writes a small key of a short life, on a cluster one to each primary whose circuit is closed, and returns
+// what is refused with the cure: a server that is full, cannot save, has too few replicas or may only be read answers
+// reads as ever. all is false where some primaries of a cluster take what others refuse.
+func (s *Store) CheckWrites(ctx context.Context) (all bool, refused error) {
 	client, err := s.connect(ctx)
 	if err != nil {
-		return err
+		return true, err
 	}
 	keys := []string{s.keys.in(0, "probe")}
 	if cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient); ok {
@@ -121,7 +164,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 		for p := range s.keys.partitions {
 			node, err := cluster.MasterForKey(ctx, s.keys.in(p, "probe"))
 			if err != nil {
-				return unavailable(fmt.Errorf("find the primary of partition %d: %w", p, err))
+				return false, unavailable(fmt.Errorf("find the primary of partition %d: %w", p, err))
 			}
 			if addr := node.Options().Addr; !seen[addr] {
 				seen[addr] = true
@@ -130,11 +173,21 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 		}
 	}
 	pipe := client.Pipeline()
-	for _, key := range keys {
-		pipe.Set(ctx, key, "1", probeLife)
+	written := make([]*redis.StatusCmd, len(keys))
+	for i, key := range keys {
+		written[i] = pipe.Set(ctx, key, "1", probeLife)
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return unavailable(fmt.Errorf("write a key: %w", s.client.endpoint.diagnose(err)))
+	s.client.exec(ctx, pipe)
+	all = true
+	for _, cmd := range written {
+		switch err := cmd.Err(); {
+		case err == nil:
+			all = false
+		case errors.Is(err, errCircuitOpen): // the circuit itself is told of
+			all = false
+		case refused == nil:
+			refused = unavailable(fmt.Errorf("write a key: %w", s.client.endpoint.diagnose(err)))
+		}
 	}
-	return nil
+	return all && refused != nil, refused
 }

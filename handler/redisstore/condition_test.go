@@ -28,8 +28,8 @@ func (b *syncBuffer) String() string {
 	return b.text.String()
 }
 
-// TestMemoryState: memory against its limit is seen, and a server that evicts, with one line in the log.
-func TestMemoryState(t *testing.T) {
+// TestMemory: memory against its limit is seen, and a server that evicts, with one line in the log.
+func TestMemory(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		args   []string
@@ -47,11 +47,11 @@ func TestMemoryState(t *testing.T) {
 			defer client.Close()
 			client.Log = slog.New(slog.NewTextHandler(&out, nil))
 			for range 3 {
-				m, err := client.MemoryState(t.Context())
+				all, err := client.Memory(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				if m.Used == 0 || (m.Limit != 100<<20) == (c.args[0] == "--maxmemory") || m.Evicts != c.evicts || (m.Eviction() == "") == c.evicts {
+				if m := all[""]; m.Used == 0 || (m.Limit != 100<<20) == (c.args[0] == "--maxmemory") || m.Evicts != c.evicts || len(m.Warnings()) > 0 != c.evicts || all.Worst() != m {
 					t.Errorf("%+v", m)
 				}
 			}
@@ -63,6 +63,66 @@ func TestMemoryState(t *testing.T) {
 				t.Errorf("%d lines in the log, want %d: %s", n, want, out.String())
 			}
 		})
+	}
+}
+
+// TestMemoryOfACluster is that of the primary with the largest share of its limit in use, or of one that evicts.
+func TestMemoryOfACluster(t *testing.T) {
+	t.Parallel()
+	small, large := Memory{Used: 70, Limit: 100, Policy: "noeviction", Evicted: 1}, Memory{Used: 90, Limit: 100, Policy: "noeviction", Evicted: 2}
+	evicts := Memory{Used: 10, Limit: 100, Policy: "allkeys-lru", Evicted: 3, Evicts: true}
+	full, unlimited := Memory{Used: 91, Limit: 100}, Memory{Used: 91}
+	for name, c := range map[string]struct {
+		all      Memories
+		worst    Memory
+		evicted  int64
+		warnings []string
+	}{
+		"nothing known":      {nil, Memory{}, 0, nil},
+		"the largest share":  {Memories{"a": small, "b": large, "c": small}, large, 4, nil},
+		"one that evicts":    {Memories{"a": large, "b": evicts, "c": small}, evicts, 6, []string{"maxmemory-policy is allkeys-lru"}},
+		"nearly full":        {Memories{"a": small, "b": full}, full, 1, []string{"redis uses 91 % of the memory"}},
+		"without a limit":    {Memories{"": unlimited}, unlimited, 0, nil},
+		"evicts and is full": {Memories{"": {Used: 99, Limit: 100, Evicts: true}}, Memory{Used: 99, Limit: 100, Evicts: true}, 0, []string{"maxmemory-policy", "redis uses 99 %"}},
+	} {
+		got := c.all.Worst()
+		c.worst.Evicted = c.evicted
+		if got != c.worst {
+			t.Errorf("%s: %+v, want %+v", name, got, c.worst)
+		}
+		warnings := got.Warnings()
+		if len(warnings) != len(c.warnings) {
+			t.Errorf("%s: %q", name, warnings)
+			continue
+		}
+		for i, want := range c.warnings {
+			if !strings.Contains(warnings[i], want) {
+				t.Errorf("%s: %q", name, warnings)
+			}
+		}
+	}
+}
+
+// TestOnePrimaryRefusesWrites: of a cluster the others are written to all the same.
+func TestOnePrimaryRefusesWrites(t *testing.T) {
+	t.Parallel()
+	cluster := testkit.StartCluster(t, 3, 0)
+	client := NewClient(endpointOf(cluster), "test", nil)
+	defer client.Close()
+	store := New(client, Config{Partitions: 16})
+	defer store.Close()
+	for n, primary := range cluster.Primaries {
+		if all, err := store.CheckWrites(t.Context()); all || (err != nil) != (n > 0) {
+			t.Errorf("%d of 3 are full: all %v, %v", n, all, err)
+		}
+		raw := primary.Client()
+		t.Cleanup(func() { _ = raw.Close() })
+		if err := raw.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := store.CheckWrites(t.Context()); !all || code(err) != "OOM" {
+		t.Errorf("all are full: all %v, %v", all, err)
 	}
 }
 

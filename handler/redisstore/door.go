@@ -52,8 +52,12 @@ func newDoor(c *Client) *door {
 	return d
 }
 
-// enter waits for a turn; leave ends it.
+// enter waits for a turn; leave ends it. Before the first connection it waits for that, with all others who do: only then
+// it is known whether there are turns.
 func (d *door) enter(ctx context.Context, c class) (leave func(), err error) {
+	if _, err := d.client.connect(ctx); err != nil {
+		return nil, err
+	}
 	if c != bulk && !d.client.oneServer() {
 		return func() {}, nil
 	}

@@ -129,3 +129,36 @@ func unavailable(err error) error {
 	}
 	return &presence.Error{Kind: presence.Unavailable, Message: message, RetryAfter: time.Second, Err: err}
 }
+
+// lastRefusal is an answer of Redis that does not become another by itself, such as that of a right that is missing.
+type lastRefusal struct {
+	at  time.Time
+	err error
+}
+
+// unavailable is the function of that name, and remembers what does not end by itself: no look at Redis may find it,
+// since the rights to each command and key are their own.
+func (s *Store) unavailable(err error) error {
+	err = unavailable(err)
+	if replyKinds[code(err)].lasting {
+		s.refused.Store(&lastRefusal{time.Now(), err})
+	}
+	return err
+}
+
+// Refused returns why Redis refused something of late that it will refuse again, with the cure; nil for nothing in so
+// much time.
+func (s *Store) Refused(within time.Duration) error {
+	if r := s.refused.Load(); r != nil && time.Since(r.at) < within {
+		return Cause(r.err)
+	}
+	return nil
+}
+
+// Cause returns what is behind an error of the state store, without the words that are for those who call the app.
+func Cause(err error) error {
+	if e := (*presence.Error)(nil); errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
+}

@@ -51,6 +51,7 @@ type Store struct {
 	checked atomic.Bool // the recorded number of partitions was compared with ours
 	apart   atomic.Bool // the server refused a script with keys of several partitions
 	later   later
+	refused atomic.Pointer[lastRefusal]
 }
 
 // New returns a Store on the shared client.
@@ -185,7 +186,7 @@ func (s *Store) run(ctx context.Context, calls ...*call) error {
 				c.err = unavailable(errForgetful)
 				unknown = append(unknown, c)
 			default:
-				c.err = unavailable(err)
+				c.err = s.unavailable(err)
 			}
 		}
 		if pending = load(ctx, client, unknown); len(pending) == 0 {

@@ -97,7 +97,7 @@ func (s *Store) parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.U
 		case errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE"):
 			continue
 		case err != nil:
-			return nil, unavailable(err)
+			return nil, s.unavailable(err)
 		}
 		if laterRecord(record) {
 			s.later.unread.Add(1)

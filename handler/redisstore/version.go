@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -115,6 +116,16 @@ func (s *Store) Later() Later {
 		sum.Waiting += p.n
 	}
 	return sum
+}
+
+// Warnings tells what waits for a process of a later version.
+func (s *Store) Warnings() []string {
+	n := s.Later().Waiting
+	if n == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d deadlines that are due are of a form that this version does not know; they wait for a process of the version that wrote them: "+
+		"finish the roll-out, or go forward to that version again", n)}
 }
 
 // errLater is the answer to a beat or leave of a user whose record only a later version may change.

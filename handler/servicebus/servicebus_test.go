@@ -610,9 +610,13 @@ func TestClose(t *testing.T) {
 }
 
 // stubborn is a credential that ignores its context until released.
-type stubborn struct{ release chan struct{} }
+type stubborn struct{ asked, release chan struct{} }
 
 func (c stubborn) GetToken(context.Context, tokenOptions) (azcore.AccessToken, error) {
+	select {
+	case c.asked <- struct{}{}:
+	default: // nobody waits for a second one
+	}
 	<-c.release
 	return azcore.AccessToken{}, errors.New("released")
 }
@@ -620,12 +624,13 @@ func (c stubborn) GetToken(context.Context, tokenOptions) (azcore.AccessToken, e
 func TestCredentialThatNeverReturns(t *testing.T) {
 	t.Parallel()
 	b := amqpstub.Start(t)
-	cred := stubborn{make(chan struct{})}
+	cred := stubborn{make(chan struct{}, 1), make(chan struct{})}
 	s := entra(t, b, cred)
 	s.cfg.SendTimeout = 50 * time.Millisecond
 	if err := s.Send(context.Background(), events, messages("m", 1)); err == nil || !strings.Contains(err.Error(), "no answer") {
 		t.Errorf("%v, want no answer", err)
 	}
+	<-cred.asked
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
