@@ -30,7 +30,7 @@ const (
 
 // exchange is what the proxy needs to know of one request; it travels in the request's context.
 type exchange struct {
-	path   []string // decoded
+	path   []string    // decoded
 	body   *steadyBody // nil when there is none
 	cancel context.CancelFunc
 	forget func() bool
