@@ -346,7 +346,7 @@ func (a *app) queuePart(ctx context.Context) health.Part {
 	}
 	if n := a.rose(remembered, "rejected", a.sent.Rejected()); n > 0 {
 		part.Warn(fmt.Sprintf("%d messages were put aside in the last hour, in the queues %s or %s, since they can never succeed: each has its reason with it (property reason); "+
-			"mend that, then POST /api/events/{id}/replay", n, queue.ConnectivityEvents+queue.RejectedSuffix, queue.Heartbeats+queue.RejectedSuffix))
+			"mend that, then send events again with POST /api/events/{id}/replay", n, queue.ConnectivityEvents+queue.RejectedSuffix, queue.Heartbeats+queue.RejectedSuffix))
 	}
 	part.Warn(warningsOf(a.sender)...)
 	return part

@@ -30,6 +30,9 @@ const (
 	retryWait = 100 * time.Millisecond
 	// settingsCheck is how often notify-keyspace-events is looked at: a server that cycles may lose it.
 	settingsCheck = 15 * time.Second
+	// settingsAsks is how often, a second apart, the settings are asked for after the subscription stands again, until
+	// they are known: the circuit breaker may still be open.
+	settingsAsks = 5
 	// reportEvery is how often the listener logs how it is.
 	reportEvery = time.Minute
 )
@@ -43,6 +46,7 @@ type Listener struct {
 	log     *slog.Logger
 	bell    chan struct{}
 	rung    []atomic.Bool // by partition: an expired event of one of its leases came in
+	asks    atomic.Int32  // how often the settings of Redis are still to be asked for out of turn
 	foreign chan foreignKey
 	plan    []plan    // by partition; only the sweep uses it
 	backlog []int     // partitions that had more due than was claimed at once, in the order of their turns
@@ -328,6 +332,7 @@ func (l *Listener) Ring(key string) {
 // RingAll wakes the sweep for every partition. Call it whenever the subscription to expired events stands
 // (again): what expired before rang no bell.
 func (l *Listener) RingAll() {
+	l.asks.Store(settingsAsks) // what stands again may be another server, and a fault is over
 	for p := range l.rung {
 		l.rung[p].Store(true)
 	}
@@ -347,9 +352,13 @@ func (l *Listener) settingsLoop(ctx context.Context) {
 	told := l.State()
 	for ctx.Err() == nil {
 		now := time.Now()
-		if now.Sub(checked) >= settingsCheck {
+		if asks := l.asks.Load(); asks > 0 || now.Sub(checked) >= settingsCheck {
 			checked = now
-			l.checkNotifications(ctx)
+			left := max(asks-1, 0)
+			if l.checkNotifications(ctx) != redisstore.NotificationsUnknown {
+				left = 0
+			}
+			l.asks.CompareAndSwap(asks, left)
 		}
 		l.measureOutbox(ctx)
 		report := now.Sub(reported) >= reportEvery
@@ -362,7 +371,8 @@ func (l *Listener) settingsLoop(ctx context.Context) {
 	}
 }
 
-func (l *Listener) checkNotifications(ctx context.Context) {
+// checkNotifications asks whether Redis publishes expired events, and remembers and returns the answer.
+func (l *Listener) checkNotifications(ctx context.Context) redisstore.Notifications {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	state, err := l.client.EnsureNotifications(ctx)
@@ -384,6 +394,7 @@ func (l *Listener) checkNotifications(ctx context.Context) {
 	if changed {
 		l.log.InfoContext(ctx, "expired events", "notifications", string(state), "detail", detail)
 	}
+	return state
 }
 
 func (l *Listener) measureOutbox(ctx context.Context) {
