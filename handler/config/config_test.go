@@ -55,7 +55,6 @@ func TestGoodSettings(t *testing.T) {
 		{"REDIS_URL", " rediss://user:pw@host:6380/1 ", func(c config.Config) any { return string(c.RedisURL) }, "rediss://user:pw@host:6380/1"},
 		{"REDIS_PARTITIONS", "1", func(c config.Config) any { return c.Partitions }, 1},
 		{"REDIS_PARTITIONS", "1024", func(c config.Config) any { return c.Partitions }, 1024},
-		{"REDIS_SET_NOTIFICATIONS", "off", func(c config.Config) any { return c.SetNotifications }, false},
 		{"LEASE_KEYS", "OFF", func(c config.Config) any { return c.LeaseKeys }, false},
 		{"REDIS_SET_NOTIFICATIONS", "OFF", func(c config.Config) any { return c.SetNotifications }, false},
 		{"SESSION_TTL_SECONDS", "5", func(c config.Config) any { return c.SessionTTL }, 5 * time.Second},
