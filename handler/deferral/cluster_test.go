@@ -220,7 +220,8 @@ func TestOnePrimaryAway(t *testing.T) {
 		for _, there := range others(away) {
 			served(there.Addr)
 		}
-		if state := breakers.State(); state.Counts[maintenance.Start] != 1 || !strings.Contains(state.Reason, away.Addr+": maintenance") {
+		// While a subscription moves to another primary, a message may come over both.
+		if state := breakers.State(); state.Counts[maintenance.Start] < 1 || !strings.Contains(state.Reason, away.Addr+": maintenance") {
 			t.Errorf("state %+v", state)
 		}
 		if err := raw.Publish(ctx, maintenance.Channel, strings.Replace(message, "Start|", "Ended|", 1)).Err(); err != nil {
