@@ -39,7 +39,7 @@ func serve(ctx context.Context, which string) error {
 		}
 		routes = triggers.Routes(triggers.Handlers{
 			Tracker: presence.NewTracker(store, nil, presence.DefaultTTL),
-			Worker:  noWorker{}, Log: slog.New(slog.DiscardHandler),
+			Worker:  noWorker{}, Listener: noListener{}, Log: slog.New(slog.DiscardHandler),
 		})
 	default:
 		return fmt.Errorf("-serve %s: there is only %s and %s", which, emptyServer, naiveServer)
@@ -121,6 +121,14 @@ type noWorker struct{}
 
 func (noWorker) Process(context.Context, []worker.Delivery) error     { return errOnlyBeats }
 func (noWorker) DeadLetters(context.Context, []worker.Delivery) error { return errOnlyBeats }
+
+// noListener is that of a process without one: it is well.
+type noListener struct{}
+
+func (noListener) Live() error { return nil }
+func (noListener) Listener() (triggers.ListenerFigures, error) {
+	return triggers.ListenerFigures{}, errOnlyBeats
+}
 
 var errOnlyBeats = errors.New("the naive server takes heartbeats only")
 
