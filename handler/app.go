@@ -278,7 +278,7 @@ func run(ctx context.Context, environ []string, out io.Writer) error {
 	}
 	redisstore.LogTo(log)
 	a := build(cfg, wrong, log)
-	a.tellSettings(ctx, config.Misspelt(environ))
+	go a.tellSettings(ctx, environ) // it ends by itself, and the first request need not wait for it
 	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.
 	server := &http.Server{
 		Handler: a.router, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,
@@ -362,7 +362,7 @@ func run(ctx context.Context, environ []string, out io.Writer) error {
 }
 
 // tellSettings logs what is wrong with the settings: an error for each that holds a part up.
-func (a *app) tellSettings(ctx context.Context, misspelt []string) {
+func (a *app) tellSettings(ctx context.Context, environ []string) {
 	for _, p := range a.wrong {
 		level, message := slog.LevelError, "a setting is wrong: a part of the app does not run"
 		if p.Minor {
@@ -370,7 +370,7 @@ func (a *app) tellSettings(ctx context.Context, misspelt []string) {
 		}
 		a.log.Log(ctx, level, message, "setting", p.Setting, "part", p.Part, "problem", p.Text)
 	}
-	for _, warning := range misspelt {
+	for _, warning := range config.Misspelt(environ) {
 		a.log.WarnContext(ctx, "a setting may be misspelt", "problem", warning)
 	}
 }
