@@ -74,7 +74,7 @@ bench: setup stage ## one table, ratios first, of what is promised of speed and 
 	@if [[ ",$(ONLY)," = *,[Pp],* ]]; then bin=$$(cd '$(BIN)' && pwd) && cd handler/cmd/peers && $(BUILD) -o "$$bin/peers" .; fi
 	@'$(BIN)/bench' -handler '$(DIST)/handler' -peers '$(BIN)/peers' $(if $(QUICK),-quick) $(if $(ONLY),-only '$(ONLY)') $(if $(STRICT),-strict)
 
-bench-start: stage ## handler start to first answered request, 100 starts; fails over 25 ms at p50
+bench-start: stage ## handler start to first answered request, 100 starts; fails over 15 ms at p50
 	@mkdir -p '$(BIN)' && $(BUILD) -o '$(BIN)/bench' ./handler/cmd/bench && '$(BIN)/bench' -handler '$(DIST)/handler' -only E -starts 100 -strict
 
 loadtest: stage ## 10,000 users, 35,000 invocations, report in loadtest.html: PACE=published PROCESSES=200 NAIVE=1

@@ -74,7 +74,7 @@ type app struct {
 	sent     *queue.Meter
 	logged   *eventlog.Meter
 	census   *redisstore.Census
-	metrics  *metrics.Registry
+	metrics  func() *metrics.Registry
 	identity *identity.Identity
 	// looks are those of health that run now, begun has when each began, and rises when counters last rose.
 	// queueWarnings is what the last look at the queue's properties found.
@@ -125,7 +125,8 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 		Version:  version,
 		Log:      log,
 	})
-	a.metrics = metrics.NewRegistry(a.collectors()...)
+	// It is made at the first scrape: the first answer of a process need not wait for it.
+	a.metrics = sync.OnceValue(func() *metrics.Registry { return metrics.NewRegistry(a.collectors()...) })
 	return a
 }
 

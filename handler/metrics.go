@@ -12,7 +12,7 @@ import (
 // Metrics returns the numbers of this process for Prometheus. All of them are in memory: nothing is asked of Redis,
 // the queue or the event log. No label has a value that clients choose.
 func (a *app) Metrics() []byte {
-	text, err := a.metrics.Text()
+	text, err := a.metrics().Text()
 	if err != nil {
 		a.log.WarnContext(context.Background(), "some metrics are missing", "error", err)
 	}

@@ -269,7 +269,7 @@ func TestMetricsInTheDocument(t *testing.T) {
 	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200"})
 	s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
 	s.sent = queue.NewMeter(takingAll{})
-	s.metrics = metrics.NewRegistry(s.collectors()...)
+	s.metrics = sync.OnceValue(func() *metrics.Registry { return metrics.NewRegistry(s.collectors()...) })
 	if err := s.sent.Send(t.Context(), "events", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 
@@ -14,10 +15,11 @@ import (
 )
 
 // pattern is a form whose values match a regular expression.
-func pattern(what string, expression *regexp.Regexp, example string) form {
-	return form{want: what + " that matches " + expression.String(), example: example, check: func(v string) fault {
+func pattern(what, expression, example string) form {
+	compiled := compiledOnce(expression)
+	return form{want: what + " that matches " + expression, example: example, check: func(v string) fault {
 		switch {
-		case expression.MatchString(v):
+		case compiled().MatchString(v):
 			return ""
 		case pasted(v) != "":
 			return "it " + pasted(v)
@@ -26,20 +28,26 @@ func pattern(what string, expression *regexp.Regexp, example string) form {
 	}}
 }
 
+// compiledOnce compiles an expression when it is first needed: most settings are not set, and the start of the process
+// waits for what is compiled before.
+func compiledOnce(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 var (
 	// databaseName is what Cosmos DB takes.
-	databaseName = pattern("a name", regexp.MustCompile(`^[^/\\?#;=]{1,255}$`), "connectivity")
+	databaseName = pattern("a name", `^[^/\\?#;=]{1,255}$`, "connectivity")
 	// typePrefix is a reverse-DNS prefix, as CloudEvents asks for.
-	typePrefix = pattern("a name", regexp.MustCompile(`^[A-Za-z0-9._-]{0,100}$`), "com.example.presence.")
+	typePrefix = pattern("a name", `^[A-Za-z0-9._-]{0,100}$`, "com.example.presence.")
 	// appName is part of the source of each event, which is a URI.
-	appName      = pattern("a name", regexp.MustCompile(`^[A-Za-z0-9._~-]{1,128}$`), "user-connectivity")
-	instanceName = pattern("a name", regexp.MustCompile(`^[A-Za-z0-9._~:-]{1,255}$`), "instance-1")
+	appName      = pattern("a name", `^[A-Za-z0-9._~-]{1,128}$`, "user-connectivity")
+	instanceName = pattern("a name", `^[A-Za-z0-9._~:-]{1,255}$`, "instance-1")
 
-	eventsQueue = form{want: "a name that matches " + queue.Name.String(), example: queue.ConnectivityEvents, check: func(v string) fault {
+	eventsQueue = form{want: "a name that matches " + queue.NamePattern, example: queue.ConnectivityEvents, check: func(v string) fault {
 		switch {
 		case pasted(v) != "":
 			return "it " + pasted(v)
-		case !queue.Name.MatchString(v):
+		case !queue.ValidName(v):
 			return mismatch
 		case strings.EqualFold(v, queue.Heartbeats) || strings.HasSuffix(strings.ToLower(v), queue.RejectedSuffix):
 			return "it is the name of another queue of this app, whose messages are no events"
@@ -87,11 +95,11 @@ func hostName(v string) bool {
 	if _, err := netip.ParseAddr(v); err == nil {
 		return true
 	}
-	return dnsName.MatchString(v) && len(v) <= 253 && (strings.Contains(v, ".") || len(v) <= longestWord)
+	return dnsName().MatchString(v) && len(v) <= 253 && (strings.Contains(v, ".") || len(v) <= longestWord)
 }
 
 // dnsName lets labels have a byte more than DNS does, so that the network says of one that it is too long.
-var dnsName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}[A-Za-z0-9_])?)*\.?$`)
+var dnsName = compiledOnce(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}[A-Za-z0-9_])?)*\.?$`)
 
 // hostPort cuts host or host:port; an IPv6 address with a port is in brackets.
 func hostPort(v string) (host, port string) {

@@ -58,7 +58,10 @@ func nearest(name string, known []string) string {
 		if len(joinedWanted) >= 12 {
 			allowed = 2
 		}
-		distance := editDistance(joinedGiven, joinedWanted)
+		distance := allowed + 1 // at least, where the lengths differ by more
+		if apart := len(joinedGiven) - len(joinedWanted); -allowed <= apart && apart <= allowed {
+			distance = editDistance(joinedGiven, joinedWanted)
+		}
 		if len(joinedWanted) < 8 || distance > allowed {
 			if !sameBut(given, wanted) {
 				continue

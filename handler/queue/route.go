@@ -4,13 +4,20 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"userconnectivity/handler/presence"
 )
 
-// Name is what Service Bus takes as the name of a queue or topic.
-var Name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,258}$`)
+// NamePattern is what Service Bus takes as the name of a queue or topic.
+const NamePattern = `^[A-Za-z0-9][A-Za-z0-9._/-]{0,258}$`
+
+// nameForm is compiled when it is first needed, since the start of the process waits for what is compiled before.
+var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(NamePattern) })
+
+// ValidName reports whether Service Bus takes a text as the name of a queue or topic.
+func ValidName(name string) bool { return nameForm().MatchString(name) }
 
 // Bounds of Routes: how many there are, and the bytes of a pattern.
 const (
@@ -37,7 +44,7 @@ func ParseRoutes(text string) (Routes, error) {
 			return "", fmt.Errorf("%.60q is not pattern=queue", route)
 		case len(pattern) > maxPattern || !utf8.ValidString(pattern):
 			return "", fmt.Errorf("pattern %.60q is not UTF-8 of at most %d bytes", pattern, maxPattern)
-		case !Name.MatchString(name):
+		case !ValidName(name):
 			return "", fmt.Errorf("%.60q is no name of a queue", name)
 		}
 		routes = append(routes, pattern+"="+name)

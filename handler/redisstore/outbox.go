@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -356,11 +357,11 @@ func (o *Outbox) quarantine(ctx context.Context, p int, what, content string) er
 // errNewer says that an entry has a form that this version does not know, and a later one may.
 var errNewer = errors.New("an entry of a later version")
 
-// The forms of names that a later version may bring.
+// The forms of names that a later version may bring, compiled when they are first needed.
 var (
-	versionForm = regexp.MustCompile(`^[1-9][0-9]{0,3}$`)
-	typeForm    = regexp.MustCompile(`^[a-z]{1,32}(\.[a-z]{1,32}){1,3}$`)
-	reasonForm  = regexp.MustCompile(`^[a-z][a-z-]{0,31}$`)
+	versionForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[1-9][0-9]{0,3}$`) })
+	typeForm    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z]{1,32}(\.[a-z]{1,32}){1,3}$`) })
+	reasonForm  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z-]{0,31}$`) })
 )
 
 // unpack reads an outbox entry; lua/state.lua has its form, lua/key_expired.lua that of version 2. It returns errNewer
@@ -373,7 +374,7 @@ func unpack(packed string) (Entry, error) {
 		return unpackTransition(packed)
 	case version == "2":
 		return unpackKey(packed)
-	case versionForm.MatchString(version):
+	case versionForm().MatchString(version):
 		return Entry{}, errNewer
 	}
 	return Entry{}, errors.New("its first line is no version")
@@ -391,7 +392,7 @@ func unpackTransition(packed string) (Entry, error) {
 		Life: f[10], Generation: n.parse(f[11], 0), Traceparent: f[13], Groups: strings.Fields(f[14]),
 	}
 	switch {
-	case !e.Type.Valid() && !typeForm.MatchString(f[1]) || !e.Reason.Valid() && !reasonForm.MatchString(f[5]):
+	case !e.Type.Valid() && !typeForm().MatchString(f[1]) || !e.Reason.Valid() && !reasonForm().MatchString(f[5]):
 		return Entry{}, fmt.Errorf("type %q or reason %q has not the form of one", e.Type, e.Reason)
 	case !e.Type.Valid() || !e.Reason.Valid():
 		return Entry{}, errNewer
@@ -430,7 +431,7 @@ func unpackTransition(packed string) (Entry, error) {
 func unpackKey(packed string) (Entry, error) {
 	f := strings.SplitN(packed, "\n", 7)
 	switch {
-	case len(f) != 7 || !typeForm.MatchString(f[1]):
+	case len(f) != 7 || !typeForm().MatchString(f[1]):
 		return Entry{}, errors.New("not an entry of version 2: the expiry of a key, with 7 lines")
 	case f[1] != string(presence.KeyExpired):
 		return Entry{}, errNewer
