@@ -381,3 +381,56 @@ func TestRejectionWaitsForTheBroker(t *testing.T) {
 		t.Errorf("%d dead letters", q.DeadLetter)
 	}
 }
+
+// TestOneUserOfALaterVersion: in a batch over the queue. The others are online at once, the message is delivered once, and
+// the beat of that user goes round until a process that knows the record applies it.
+func TestOneUserOfALaterVersion(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.broker.CreateQueue(queue.Heartbeats, amqpstub.QueueOptions{Lock: 5 * time.Minute})
+	r.broker.CreateQueue(queue.Heartbeats+queue.RejectedSuffix, amqpstub.QueueOptions{DuplicateDetection: true})
+	r.env["REDIS_PARTITIONS"] = "1"
+	h := r.start()
+	h.beat([]string{"new"}, map[string]any{"ttlSeconds": 600})
+	raw := r.raw()
+	record := raw.Get(t.Context(), "uc{p0}new").Val()
+	if !strings.HasPrefix(record, "a") {
+		t.Fatalf("the record is %q", record)
+	}
+	set := func(text string) {
+		if err := raw.Set(t.Context(), "uc{p0}new", text, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("b" + record[1:])
+	bodies := map[string]string{"m-new": `{"user":"new","ttlSeconds":600,"meta":{"n":1}}`}
+	people := users("u", 99)
+	for _, user := range people {
+		bodies["m-"+user] = fmt.Sprintf(`{"user":%q,"ttlSeconds":600}`, user)
+	}
+	r.send(queue.Heartbeats, bodies)
+	defer r.newTrigger(h, "HeartbeatMessages", queue.Heartbeats, 0).deliver()()
+	wait(t, "the beat is sent back twice, and nothing else is left", func() (bool, any) {
+		q := r.broker.Queue(queue.Heartbeats)
+		return len(q.Messages) == 1 && q.Messages[0].Sequence >= 102, fmt.Sprintf("%+v", q)
+	})
+	for _, user := range people {
+		var u struct{ Status string }
+		if h.call("GET", "/api/users/"+user, nil, &u); u.Status != "online" {
+			t.Errorf("%s is %s", user, u.Status)
+		}
+	}
+	set(record) // as if a process that knows the record had come
+	var u struct {
+		Sessions []struct{ Meta json.RawMessage }
+	}
+	wait(t, "the beat is applied", func() (bool, any) {
+		h.call("GET", "/api/users/new", nil, &u)
+		return len(u.Sessions) == 1 && string(u.Sessions[0].Meta) == `{"n":1}`, u
+	})
+	wait(t, "the queue is empty", func() (bool, any) {
+		q := r.broker.Queue(queue.Heartbeats)
+		return q.Active+q.Scheduled+q.Locked == 0, q.Active + q.Scheduled + q.Locked
+	})
+	r.nothingThrownAway(queue.Heartbeats)
+}

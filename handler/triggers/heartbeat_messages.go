@@ -116,12 +116,14 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 	if err != nil {
 		return fmt.Errorf("%d heartbeats of %d messages wait: %w", len(work.left), len(batch), err)
 	}
-	if err := rejectBackoff.Do(ctx, nil, func() error { return q.sendBack(ctx, work.later) }); err != nil {
-		return err
-	}
-	return rejectBackoff.Do(ctx, nil, func() error {
+	err = rejectBackoff.Do(ctx, nil, func() error {
 		return rejects.Send(ctx, q.Sender, queue.Heartbeats, work.bad, logger(ctx))
 	})
+	if err != nil {
+		return err
+	}
+	// At last: the queue drops no duplicates, so a batch that fails after this would send these beats back twice.
+	return rejectBackoff.Do(ctx, nil, func() error { return q.sendBack(ctx, work.later) })
 }
 
 const (
