@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -198,6 +199,66 @@ func TestBeatsWaitForRedis(t *testing.T) {
 				if err := r.redis.Client().ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 					t.Fatal(err)
 				}
+			}
+		},
+		"busy": func(t *testing.T, r *rig) func() {
+			admin, other := r.raw(), r.raw()
+			if err := admin.ConfigSet(t.Context(), "busy-reply-threshold", "1").Err(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				other.Eval(t.Context(), "while true do end", nil) // until it is killed
+			}()
+			wait(t, "the server is busy", func() (bool, any) {
+				err := admin.Ping(t.Context()).Err()
+				return err != nil && strings.HasPrefix(err.Error(), "BUSY"), err
+			})
+			return func() {
+				if err := admin.ScriptKill(t.Context()).Err(); err != nil {
+					t.Fatal(err)
+				}
+				<-ended
+			}
+		},
+		"a password that was rotated": func(t *testing.T, r *rig) func() {
+			admin := r.raw()
+			do := func(args ...any) {
+				if err := admin.Do(t.Context(), args...).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			do("ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
+			do("ACL", "SETUSER", "default", "resetpass", ">another")
+			do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+			return func() { do("ACL", "SETUSER", "default", "nopass") }
+		},
+		"without a place to save": func(t *testing.T, r *rig) func() {
+			admin := r.raw()
+			set := func(name, value string) {
+				if err := admin.ConfigSet(t.Context(), name, value).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			set("save", "3600 1")
+			name := admin.ConfigGet(t.Context(), "dir").Val()["dir"] + "/" + admin.ConfigGet(t.Context(), "dbfilename").Val()["dbfilename"]
+			if err := os.RemoveAll(name); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(name+"/in/the/way", 0o700); err != nil { // no file can be put there
+				t.Fatal(err)
+			}
+			if err := admin.BgSave(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "saving fails", func() (bool, any) {
+				info := admin.Info(t.Context(), "persistence").Val()
+				return strings.Contains(info, "rdb_last_bgsave_status:err"), info
+			})
+			return func() {
+				set("stop-writes-on-bgsave-error", "no")
+				set("save", "") // a server that has to save, and cannot, does not stop
 			}
 		},
 		"without rights": func(t *testing.T, r *rig) func() {
