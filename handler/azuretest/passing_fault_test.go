@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -200,6 +201,66 @@ func TestBeatsWaitForRedis(t *testing.T) {
 				}
 			}
 		},
+		"busy": func(t *testing.T, r *rig) func() {
+			admin, other := r.raw(), r.raw()
+			if err := admin.ConfigSet(t.Context(), "busy-reply-threshold", "1").Err(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				other.Eval(t.Context(), "while true do end", nil) // until it is killed
+			}()
+			wait(t, "the server is busy", func() (bool, any) {
+				err := admin.Ping(t.Context()).Err()
+				return err != nil && strings.HasPrefix(err.Error(), "BUSY"), err
+			})
+			return func() {
+				if err := admin.ScriptKill(t.Context()).Err(); err != nil {
+					t.Fatal(err)
+				}
+				<-ended
+			}
+		},
+		"a password that was rotated": func(t *testing.T, r *rig) func() {
+			admin := r.raw()
+			do := func(args ...any) {
+				if err := admin.Do(t.Context(), args...).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			do("ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
+			do("ACL", "SETUSER", "default", "resetpass", ">another")
+			do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+			return func() { do("ACL", "SETUSER", "default", "nopass") }
+		},
+		"without a place to save": func(t *testing.T, r *rig) func() {
+			admin := r.raw()
+			set := func(name, value string) {
+				if err := admin.ConfigSet(t.Context(), name, value).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			set("save", "3600 1")
+			name := admin.ConfigGet(t.Context(), "dir").Val()["dir"] + "/" + admin.ConfigGet(t.Context(), "dbfilename").Val()["dbfilename"]
+			if err := os.RemoveAll(name); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(name+"/in/the/way", 0o700); err != nil { // no file can be put there
+				t.Fatal(err)
+			}
+			if err := admin.BgSave(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "saving fails", func() (bool, any) {
+				info := admin.Info(t.Context(), "persistence").Val()
+				return strings.Contains(info, "rdb_last_bgsave_status:err"), info
+			})
+			return func() {
+				set("stop-writes-on-bgsave-error", "no")
+				set("save", "") // a server that has to save, and cannot, does not stop
+			}
+		},
 		"without rights": func(t *testing.T, r *rig) func() {
 			admin := r.redis.Client() // before the rights are gone
 			allow := func(rules ...any) {
@@ -380,4 +441,57 @@ func TestRejectionWaitsForTheBroker(t *testing.T) {
 	if q := r.broker.Queue(eventsQueue); q.DeadLetter > 0 {
 		t.Errorf("%d dead letters", q.DeadLetter)
 	}
+}
+
+// TestOneUserOfALaterVersion: in a batch over the queue. The others are online at once, the message is delivered once, and
+// the beat of that user goes round until a process that knows the record applies it.
+func TestOneUserOfALaterVersion(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.broker.CreateQueue(queue.Heartbeats, amqpstub.QueueOptions{Lock: 5 * time.Minute})
+	r.broker.CreateQueue(queue.Heartbeats+queue.RejectedSuffix, amqpstub.QueueOptions{DuplicateDetection: true})
+	r.env["REDIS_PARTITIONS"] = "1"
+	h := r.start()
+	h.beat([]string{"new"}, map[string]any{"ttlSeconds": 600})
+	raw := r.raw()
+	record := raw.Get(t.Context(), "uc{p0}new").Val()
+	if !strings.HasPrefix(record, "a") {
+		t.Fatalf("the record is %q", record)
+	}
+	set := func(text string) {
+		if err := raw.Set(t.Context(), "uc{p0}new", text, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("b" + record[1:])
+	bodies := map[string]string{"m-new": `{"user":"new","ttlSeconds":600,"meta":{"n":1}}`}
+	people := users("u", 99)
+	for _, user := range people {
+		bodies["m-"+user] = fmt.Sprintf(`{"user":%q,"ttlSeconds":600}`, user)
+	}
+	r.send(queue.Heartbeats, bodies)
+	defer r.newTrigger(h, "HeartbeatMessages", queue.Heartbeats, 0).deliver()()
+	wait(t, "the beat is sent back twice, and nothing else is left", func() (bool, any) {
+		q := r.broker.Queue(queue.Heartbeats)
+		return len(q.Messages) == 1 && q.Messages[0].Sequence >= 102, fmt.Sprintf("%+v", q)
+	})
+	for _, user := range people {
+		var u struct{ Status string }
+		if h.call("GET", "/api/users/"+user, nil, &u); u.Status != "online" {
+			t.Errorf("%s is %s", user, u.Status)
+		}
+	}
+	set(record) // as if a process that knows the record had come
+	var u struct {
+		Sessions []struct{ Meta json.RawMessage }
+	}
+	wait(t, "the beat is applied", func() (bool, any) {
+		h.call("GET", "/api/users/new", nil, &u)
+		return len(u.Sessions) == 1 && string(u.Sessions[0].Meta) == `{"n":1}`, u
+	})
+	wait(t, "the queue is empty", func() (bool, any) {
+		q := r.broker.Queue(queue.Heartbeats)
+		return q.Active+q.Scheduled+q.Locked == 0, q.Active + q.Scheduled + q.Locked
+	})
+	r.nothingThrownAway(queue.Heartbeats)
 }

@@ -332,9 +332,16 @@ func (r *room) take(leaves bool, limit int, away Away) chunk {
 	return c
 }
 
-// written takes out what was written.
-func (r *room) written(c chunk) {
+// written takes out what was written, and returns how much that was. What is of the users in later stays, behind the
+// other users' items.
+func (r *room) written(c chunk, later map[string]bool) (n int) {
 	for _, q := range c.queues {
+		if later[q.items[0].beat.User] {
+			q.sending = 0
+			r.order.MoveToBack(q.place)
+			continue
+		}
+		n += q.sending
 		at := make([]int, q.sending)
 		for i := range at {
 			at[i] = i
@@ -342,6 +349,7 @@ func (r *room) written(c chunk) {
 		q.sending = 0
 		r.remove(q, at)
 	}
+	return n
 }
 
 // failed keeps what could not be written, behind the other users' items: one that fails again and again must not

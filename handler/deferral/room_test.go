@@ -150,7 +150,7 @@ func TestWhatALaterItemReplaces(t *testing.T) {
 			if got := show(kept(t, r, tt.add)); got != tt.want {
 				t.Errorf("%s: %s waits, want %s", tt.add, got, tt.want)
 			}
-			r.written(takeAll(t, r))
+			r.written(takeAll(t, r), nil)
 			if r.items != 0 || r.sessions != 0 || r.bytes != 0 || len(r.users) != 0 || r.order.Len() != 0 {
 				t.Errorf("something is left: %+v", r)
 			}
@@ -255,7 +255,7 @@ func TestTake(t *testing.T) {
 			}
 		}
 		took = append(took, fmt.Sprint(len(c.items)))
-		r.written(c)
+		r.written(c, nil)
 	}
 	// 6 beats before leaves, at most 4 at a time; then as far as each user's order lets.
 	if got := strings.Join(took, " "); got != "4 2 4 1 1" {

@@ -5,6 +5,7 @@ package deferral
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -297,14 +298,11 @@ func (s *Store) flush(ctx context.Context) error {
 			break
 		}
 		beats, err := s.write(ctx, false, away)
-		if err != nil {
-			return err
-		}
-		leaves, err := s.write(ctx, true, away)
-		if err != nil {
-			return err
-		}
+		leaves, leavesErr := s.write(ctx, true, away) // beats that cannot be written hold up no leaves
 		wrote += beats + leaves
+		if err := errors.Join(err, leavesErr); err != nil {
+			return err
+		}
 	}
 	if wrote > 0 {
 		s.log.InfoContext(ctx, "what was kept while Redis was away is written", "items", wrote, "took", time.Since(began))
@@ -331,18 +329,21 @@ func (s *Store) write(ctx context.Context, leaves bool, away Away) (int, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	stale, err := s.send(ctx, leaves, c.items)
+	stale, later, err := s.send(ctx, leaves, c.items)
 	_, open := anyAway(s.away(), c.items, func(it *item) string { return it.beat.User })
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		s.room.written(c)
+		wrote := s.room.written(c, later)
 		s.waiting.Store(int64(s.room.items))
-		s.stats.Written += int64(len(c.items))
+		s.stats.Written += int64(wrote)
 		s.stats.Stale += stale
 		s.failures, s.shrink = 0, s.shrink/2
-		return len(c.items), nil
+		if wrote == 0 {
+			err = errLater
+		}
+		return wrote, err
 	}
 	s.room.failed(c)
 	s.stats.Failed++
@@ -356,11 +357,21 @@ func (s *Store) write(ctx context.Context, leaves bool, away Away) (int, error) 
 	return 0, err
 }
 
+// errLater says that all of what was to be written waits for a later version of the app.
+var errLater = errors.New("the users' state was written by a later version, and waits for it")
+
 // limit is how many items a chunk may have.
 func (s *Store) limit() int { return max(presence.MaxBatch/max(s.shrink, 1), 1) }
 
-// send sends items and returns how many the live state did not accept.
-func (s *Store) send(ctx context.Context, leaves bool, items []item) (stale int64, err error) {
+// send sends items and returns how many the live state did not accept, and the users of those that only a process of a
+// later version can write now: they stay, in case that version is taken back, until their time is over.
+func (s *Store) send(ctx context.Context, leaves bool, items []item) (stale int64, later map[string]bool, err error) {
+	wait := func(i int) {
+		if later == nil {
+			later = map[string]bool{}
+		}
+		later[items[i].beat.User] = true
+	}
 	defer func() {
 		if p := recover(); p != nil { // one bad item must not end the writing of the others
 			err = fmt.Errorf("write what was kept: panic: %v\n%s", p, debug.Stack())
@@ -372,24 +383,30 @@ func (s *Store) send(ctx context.Context, leaves bool, items []item) (stale int6
 			in[i] = items[i].asLeave()
 		}
 		outcomes, err := s.leaves(ctx, in)
-		for _, o := range outcomes {
-			if o == presence.LeaveStale {
+		for i, o := range outcomes {
+			switch o {
+			case presence.LeaveStale:
 				stale++
+			case presence.LeaveLater:
+				wait(i)
 			}
 		}
-		return stale, err
+		return stale, later, err
 	}
 	in := make([]presence.Beat, len(items))
 	for i := range items {
 		in[i] = items[i].beat
 	}
 	outcomes, err := s.heartbeats(ctx, in)
-	for _, o := range outcomes {
-		if o.Change == presence.ChangeStale || o.Change == presence.ChangeFull {
+	for i, o := range outcomes {
+		switch o.Change {
+		case presence.ChangeStale, presence.ChangeFull:
 			stale++
+		case presence.ChangeLater:
+			wait(i)
 		}
 	}
-	return stale, err
+	return stale, later, err
 }
 
 // State is what waits and what became of the rest. The counts are since the process began.

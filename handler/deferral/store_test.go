@@ -31,6 +31,7 @@ type backend struct {
 	fail   func(users []string) error       // nil: nothing fails
 	hold   chan struct{}                    // when set, a call waits until it is closed
 	change presence.Change                  // of every outcome; renewed when empty
+	later  map[string]bool                  // users whose beats and leaves wait for a later version
 	users  func() ([]*presence.User, error) // nil: nobody is known
 }
 
@@ -60,6 +61,10 @@ func (b *backend) Heartbeats(_ context.Context, beats []presence.Beat) ([]presen
 	defer b.mu.Unlock()
 	out := make([]presence.BeatOutcome, len(beats))
 	for i, beat := range beats {
+		if b.later[beat.User] {
+			out[i].Change = presence.ChangeLater
+			continue
+		}
 		b.wrote, b.beats = append(b.wrote, beat.User+"/"+beat.Session), append(b.beats, beat)
 		out[i] = presence.BeatOutcome{Change: presence.ChangeRenewed, Status: presence.Online, Epoch: int64(len(b.wrote))}
 		if b.change != "" {
@@ -81,6 +86,10 @@ func (b *backend) Leaves(_ context.Context, leaves []presence.Leave) ([]presence
 	defer b.mu.Unlock()
 	out := make([]presence.LeaveOutcome, len(leaves))
 	for i, l := range leaves {
+		if b.later[l.User] {
+			out[i] = presence.LeaveLater
+			continue
+		}
 		b.wrote, b.leaves, out[i] = append(b.wrote, "!"+l.User+"/"+l.Session), append(b.leaves, l), presence.Left
 	}
 	return out, nil
@@ -531,6 +540,56 @@ func TestStaleAndFullAreCounted(t *testing.T) {
 				t.Errorf("after %s: %+v", change, s)
 			}
 		}
+	})
+}
+
+// TestUsersOfALaterVersion: what is of a user whose state a later version wrote stays, and holds up neither beats nor
+// leaves of others.
+func TestUsersOfALaterVersion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{})
+		r.back.later = map[string]bool{"new": true, "new2": true}
+		r.run()
+		r.away.Store(true)
+		r.beat("new", "s")
+		r.leave("new2", "s")
+		r.beat("u", "s")
+		r.leave("v", "s")
+		r.beat("w", "s")
+		r.away.Store(false)
+		settle()
+		r.wrote("u/s w/s !v/s")
+		if s := r.State(); s.Items != 2 || s.Written != 3 {
+			t.Errorf("%+v", s)
+		}
+		r.back.set(func() { r.back.later = nil })
+		settle()
+		r.wrote("u/s w/s !v/s new/s !new2/s")
+		if s := r.State(); s.Items != 0 || s.Written != 5 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestBeatsThatCannotBeWrittenHoldUpNoLeaves: each write with one beat fails.
+func TestBeatsThatCannotBeWrittenHoldUpNoLeaves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{})
+		r.back.fail = func(users []string) error {
+			if slices.Contains(users, "bad") {
+				return unavailable("no")
+			}
+			return nil
+		}
+		r.run()
+		r.away.Store(true)
+		r.beat("bad", "s")
+		r.leave("v", "s")
+		r.away.Store(false)
+		settle()
+		r.wrote("!v/s")
 	})
 }
 

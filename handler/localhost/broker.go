@@ -162,7 +162,8 @@ func openBroker(ctx context.Context, path string, lockDuration time.Duration, ma
 
 func (b *broker) close() error { return b.db.Close() }
 
-// enqueue appends messages to a queue, all or none. Those whose id came within the last ten minutes are dropped.
+// enqueue appends messages to a queue, all or none. Those whose id came within the last ten minutes are dropped. One
+// whose EnqueuedAt is still to come cannot be received before; until then it counts as locked.
 func (b *broker) enqueue(ctx context.Context, queue string, messages []message) error {
 	now := b.now()
 	err := b.inTx(ctx, func(tx *sql.Tx) error {
@@ -185,9 +186,13 @@ func (b *broker) enqueue(ctx context.Context, queue string, messages []message) 
 				}
 				continue
 			}
-			_, err = tx.ExecContext(ctx, `INSERT INTO messages (queue, id, subject, session_id, content_type, properties, body, enqueued_at)
-				VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, queue, m.ID, m.Subject, m.SessionID, m.ContentType, []byte(m.Properties),
-				append([]byte{}, m.Body...), now.UnixMilli())
+			enqueuedAt, lockedUntil := now.UnixMilli(), int64(0)
+			if m.EnqueuedAt.After(now) {
+				enqueuedAt, lockedUntil = m.EnqueuedAt.UnixMilli(), m.EnqueuedAt.UnixMilli()
+			}
+			_, err = tx.ExecContext(ctx, `INSERT INTO messages (queue, id, subject, session_id, content_type, properties, body, enqueued_at, locked_until)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, queue, m.ID, m.Subject, m.SessionID, m.ContentType, []byte(m.Properties),
+				append([]byte{}, m.Body...), enqueuedAt, lockedUntil)
 			if err != nil {
 				return err
 			}

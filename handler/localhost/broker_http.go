@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // queuesPath is where the embedded broker is served, on the port of the host.
@@ -24,7 +25,7 @@ const (
 	defaultPeek        = 100
 )
 
-// wireMessage is a message in JSON; the members after Body are only in answers.
+// wireMessage is a message in JSON; NotBefore is only in requests, the members after it only in answers.
 type wireMessage struct {
 	ID               string                     `json:"id"`
 	Subject          string                     `json:"subject"`
@@ -32,6 +33,7 @@ type wireMessage struct {
 	ContentType      string                     `json:"contentType"`
 	Properties       map[string]json.RawMessage `json:"properties"`
 	Body             []byte                     `json:"body"`
+	NotBefore        time.Time                  `json:"notBefore,omitzero"`
 	DeliveryCount    int                        `json:"deliveryCount"`
 	EnqueuedAt       string                     `json:"enqueuedAt"`
 	DeadLetterReason string                     `json:"deadLetterReason,omitempty"`
@@ -154,7 +156,7 @@ func (b *broker) serveEnqueue(w http.ResponseWriter, r *http.Request) {
 				fmt.Sprintf("message %d needs an id of 1 to %d bytes, and properties that are strings, numbers or booleans", i, maxMessageID))
 			return
 		}
-		messages[i] = message{ID: m.ID, Subject: m.Subject, SessionID: m.SessionID, ContentType: m.ContentType, Body: m.Body}
+		messages[i] = message{ID: m.ID, Subject: m.Subject, SessionID: m.SessionID, ContentType: m.ContentType, Body: m.Body, EnqueuedAt: m.NotBefore}
 		if len(m.Properties) > 0 {
 			messages[i].Properties = marshal(m.Properties)
 		}

@@ -101,6 +101,27 @@ func TestReceiveCompleteAbandon(t *testing.T) {
 	}
 }
 
+// TestNotBefore: a message that is to come out later holds up no other, and comes by itself.
+func TestNotBefore(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, filepath.Join(t.TempDir(), "q.db"), time.Minute, 10)
+	at := time.Now().Add(time.Second).Truncate(time.Millisecond)
+	if err := b.enqueue(t.Context(), "q", []message{{ID: "later", EnqueuedAt: at}, {ID: "now"}, {ID: "past", EnqueuedAt: at.Add(-time.Hour)}}); err != nil {
+		t.Fatal(err)
+	}
+	d := take(t, b, "q", 2)
+	if got := ids(d.messages); got != "now/1 past/1" {
+		t.Errorf("received %s", got)
+	}
+	if old := d.messages[1].EnqueuedAt; at.Sub(old) > time.Minute {
+		t.Errorf("one whose time has passed is enqueued %v", old)
+	}
+	d = take(t, b, "q", 10)
+	if got := ids(d.messages); got != "later/1" || time.Now().Before(at) || !d.messages[0].EnqueuedAt.Equal(at) {
+		t.Errorf("received %s, enqueued %v, want %v", got, d.messages[0].EnqueuedAt, at)
+	}
+}
+
 func TestReceiveIsWokenByEnqueue(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, filepath.Join(t.TempDir(), "q.db"), time.Minute, 10)

@@ -50,6 +50,7 @@ type message struct {
 	ContentType string         `json:"contentType,omitempty"`
 	Properties  map[string]any `json:"properties,omitempty"`
 	Body        []byte         `json:"body"`
+	NotBefore   time.Time      `json:"notBefore,omitzero"`
 }
 
 // Send puts msgs into a queue, in order. When it returns nil all of them are durable; when it returns an error
@@ -58,7 +59,7 @@ func (s *Sender) Send(ctx context.Context, name string, msgs []queue.Message) er
 	var batch []json.RawMessage
 	size := 0
 	for _, m := range msgs {
-		data, err := json.Marshal(message{m.ID, m.Subject, m.SessionID, m.ContentType, m.Properties, m.Body})
+		data, err := json.Marshal(message{m.ID, m.Subject, m.SessionID, m.ContentType, m.Properties, m.Body, m.NotBefore})
 		if err != nil {
 			return fmt.Errorf("send to queue %s: encode message %s: %w", name, m.ID, err)
 		}

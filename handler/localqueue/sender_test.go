@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -54,7 +55,7 @@ func TestSendKeepsEverything(t *testing.T) {
 	s, all := serve(t, created)
 	m := queue.Message{
 		ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
-		Properties: map[string]any{"user": "alice", "epoch": int64(1)<<53 + 1, "live": true}, Body: []byte{0, 255},
+		Properties: map[string]any{"user": "alice", "epoch": int64(1)<<53 + 1, "live": true}, Body: []byte{0, 255}, NotBefore: time.UnixMilli(1_700_000_000_123).UTC(),
 	}
 	if err := s.Send(t.Context(), "connectivity-events", []queue.Message{m, {ID: "2"}}); err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func TestSendKeepsEverything(t *testing.T) {
 		Method: "POST", Path: "/local/queues/connectivity-events/messages", ContentType: "application/json", Size: (*all)[0].Size,
 		Messages: []message{{
 			ID: "1", Subject: "user.online", SessionID: "alice", ContentType: "application/json",
-			Properties: map[string]any{"user": "alice", "epoch": float64(1<<53 + 1), "live": true}, Body: []byte{0, 255},
+			Properties: map[string]any{"user": "alice", "epoch": float64(1<<53 + 1), "live": true}, Body: []byte{0, 255}, NotBefore: m.NotBefore,
 		}, {ID: "2"}},
 	}}
 	if diff := cmp.Diff(want, *all); diff != "" {

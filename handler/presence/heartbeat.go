@@ -33,7 +33,8 @@ type Beat struct {
 // Change says what a beat did.
 type Change string
 
-// What a beat can do. Full is never answered: it becomes a Conflict.
+// What a beat can do. Full and Later are never answered: they become a Conflict, and an Unavailable error of this beat
+// alone. Later says that a later version wrote the user's record, and only a process of that version may change it.
 const (
 	ChangeOnline   Change = "online"
 	ChangeStarted  Change = "started"
@@ -41,6 +42,7 @@ const (
 	ChangeStale    Change = "stale"
 	ChangeDeferred Change = "deferred"
 	ChangeFull     Change = "full"
+	ChangeLater    Change = "later"
 )
 
 // BeatOutcome is what the store made of a beat.
@@ -82,7 +84,7 @@ func (t *Tracker) normal(b *Beat) []FieldError {
 }
 
 // Heartbeat applies one beat. It returns an *Error: Invalid, Conflict when the user has MaxSessions live
-// sessions, Unavailable when the state cannot be reached.
+// sessions, Unavailable when the state cannot be reached or a later version of the app wrote that of the user.
 func (t *Tracker) Heartbeat(ctx context.Context, b Beat) (Receipt, error) {
 	if err := Refuse(t.normal(&b)); err != nil {
 		return Receipt{}, err
@@ -92,13 +94,14 @@ func (t *Tracker) Heartbeat(ctx context.Context, b Beat) (Receipt, error) {
 		return Receipt{}, fmt.Errorf("apply a heartbeat: %w", err)
 	}
 	o := outcomes[0]
-	if o.Change == ChangeFull {
-		return Receipt{}, tooManySessions(b.User)
+	if err := o.Change.refusal(b.User); err != nil {
+		return Receipt{}, err
 	}
 	return Receipt{User: b.User, Session: b.Session, BeatOutcome: o, BeatAfter: t.pace.after(*b.TTL)}, nil
 }
 
-// Rejection is one item of a bulk call that was not applied.
+// Rejection is one item of a bulk call that was not applied. Err says whether the item may be sent again: it passes
+// (Passing) where the item is refused for now.
 type Rejection struct {
 	Index int
 	Err   error
@@ -135,8 +138,8 @@ func (t *Tracker) Heartbeats(ctx context.Context, beats []Beat) (BulkReceipt, er
 	}
 	for i, o := range outcomes {
 		switch o.Change {
-		case ChangeFull:
-			r.Rejected = append(r.Rejected, Rejection{at[i], tooManySessions(good[i].User)})
+		case ChangeFull, ChangeLater:
+			r.Rejected = append(r.Rejected, Rejection{at[i], o.Change.refusal(good[i].User)})
 		case ChangeStale:
 			r.Stale++
 		case ChangeDeferred:
@@ -167,7 +170,21 @@ func (t *Tracker) applyBeats(ctx context.Context, beats []Beat) ([]BeatOutcome, 
 	return outcomes, nil
 }
 
-func tooManySessions(user string) error {
-	return &Error{Kind: Conflict, Message: fmt.Sprintf(
-		"user %s has %d live sessions, which is the limit: end one, or wait until one expires", user, MaxSessions)}
+// refusal returns why a beat of the user was not applied, nil where it was, came too late or waits.
+func (c Change) refusal(user string) error {
+	switch c {
+	case ChangeFull:
+		return &Error{Kind: Conflict, Message: fmt.Sprintf(
+			"user %s has %d live sessions, which is the limit: end one, or wait until one expires", user, MaxSessions)}
+	case ChangeLater:
+		return later(user)
+	}
+	return nil
+}
+
+// later is the error of a beat or leave of a user whose record only a later version may change. Sent again, it may meet
+// a process of that version.
+func later(user string) error {
+	return &Error{Kind: Unavailable, RetryAfter: time.Second, Message: fmt.Sprintf(
+		"the state of user %s was written by a newer version of this app, which is being deployed: try again", user)}
 }

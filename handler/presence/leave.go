@@ -20,7 +20,7 @@ type Leave struct {
 // LeaveOutcome is what the store made of a leave.
 type LeaveOutcome string
 
-// What a leave can do.
+// What a leave can do. LeaveLater is never answered: it becomes an Unavailable error of this leave alone.
 const (
 	Left         LeaveOutcome = "left"
 	Leaving      LeaveOutcome = "leaving"
@@ -28,6 +28,8 @@ const (
 	LeaveUnknown LeaveOutcome = "unknown"
 	// LeaveDeferred is kept in memory, to be applied once the state can be reached again.
 	LeaveDeferred LeaveOutcome = "deferred"
+	// LeaveLater is of a user whose record a later version wrote: only a process of that version may change it.
+	LeaveLater LeaveOutcome = "later"
 )
 
 func (l Leave) check() []FieldError {
@@ -48,6 +50,9 @@ func (t *Tracker) Leave(ctx context.Context, l Leave) (LeaveOutcome, error) {
 	if err != nil {
 		return "", fmt.Errorf("apply a leave: %w", err)
 	}
+	if outcomes[0] == LeaveLater {
+		return "", later(l.User)
+	}
 	return outcomes[0], nil
 }
 
@@ -63,13 +68,13 @@ type LeavesReceipt struct {
 // all may be sent again.
 func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) (LeavesReceipt, error) {
 	var r LeavesReceipt
-	good := make([]Leave, 0, len(leaves))
+	good, at := make([]Leave, 0, len(leaves)), make([]int, 0, len(leaves))
 	for i, l := range leaves {
 		if err := Refuse(l.check()); err != nil {
 			r.Rejected = append(r.Rejected, Rejection{i, err})
 			continue
 		}
-		good = append(good, l)
+		good, at = append(good, l), append(at, i)
 	}
 	if len(good) == 0 {
 		return r, nil
@@ -78,9 +83,12 @@ func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) (LeavesReceipt, er
 	if err != nil {
 		return LeavesReceipt{}, fmt.Errorf("apply %d leaves: %w", len(good), err)
 	}
-	for _, o := range outcomes {
-		if o == LeaveDeferred {
+	for i, o := range outcomes {
+		switch o {
+		case LeaveDeferred:
 			r.Deferred++
+		case LeaveLater:
+			r.Rejected = append(r.Rejected, Rejection{at[i], later(good[i].User)})
 		}
 	}
 	return r, nil

@@ -16,8 +16,8 @@ type Tally struct {
 
 // The outcomes that are counted, the usual one first.
 var (
-	changes       = [...]Change{ChangeRenewed, ChangeOnline, ChangeStarted, ChangeStale, ChangeDeferred, ChangeFull}
-	leaveOutcomes = [...]LeaveOutcome{Left, Leaving, LeaveStale, LeaveUnknown, LeaveDeferred}
+	changes       = [...]Change{ChangeRenewed, ChangeOnline, ChangeStarted, ChangeStale, ChangeDeferred, ChangeFull, ChangeLater}
+	leaveOutcomes = [...]LeaveOutcome{Left, Leaving, LeaveStale, LeaveUnknown, LeaveDeferred, LeaveLater}
 )
 
 // tally has the counts. To count takes one atomic addition, and no memory.

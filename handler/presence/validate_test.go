@@ -245,18 +245,20 @@ func TestTally(t *testing.T) {
 	live := &taking{
 		changes: map[string]presence.Change{
 			"new": presence.ChangeOnline, "more": presence.ChangeStarted, "late": presence.ChangeStale, "kept": presence.ChangeDeferred, "full": presence.ChangeFull,
+			"next": presence.ChangeLater,
 		},
 		left: map[string]presence.LeaveOutcome{
-			"late": presence.LeaveStale, "kept": presence.LeaveDeferred, "grace": presence.Leaving, "nobody": presence.LeaveUnknown,
+			"late": presence.LeaveStale, "kept": presence.LeaveDeferred, "grace": presence.Leaving, "nobody": presence.LeaveUnknown, "next": presence.LeaveLater,
 		},
 	}
 	tracker := presence.NewTracker(live, records{}, presence.DefaultTTL)
 	want := presence.Tally{
 		Beats: map[presence.Change]int64{
 			presence.ChangeOnline: 0, presence.ChangeStarted: 0, presence.ChangeRenewed: 0, presence.ChangeStale: 0, presence.ChangeDeferred: 0, presence.ChangeFull: 0,
+			presence.ChangeLater: 0,
 		},
 		Leaves: map[presence.LeaveOutcome]int64{
-			presence.Left: 0, presence.Leaving: 0, presence.LeaveStale: 0, presence.LeaveUnknown: 0, presence.LeaveDeferred: 0,
+			presence.Left: 0, presence.Leaving: 0, presence.LeaveStale: 0, presence.LeaveUnknown: 0, presence.LeaveDeferred: 0, presence.LeaveLater: 0,
 		},
 	}
 	if diff := gocmp.Diff(want, tracker.Tally()); diff != "" {
@@ -264,7 +266,7 @@ func TestTally(t *testing.T) {
 	}
 	var beats []presence.Beat
 	var leaves []presence.Leave
-	for _, user := range []string{"old", "old", "new", "old", "more", "late", "late", "late", "kept", "full", "grace", "nobody"} {
+	for _, user := range []string{"old", "old", "new", "old", "more", "late", "late", "late", "kept", "full", "grace", "nobody", "next"} {
 		beats = append(beats, presence.Beat{User: user, Session: "s"})
 		leaves = append(leaves, presence.Leave{User: user, Session: "s"})
 	}
@@ -277,9 +279,13 @@ func TestTally(t *testing.T) {
 		}
 	}
 	for i := range beats {
-		_, _ = tracker.Heartbeat(t.Context(), beats[i]) // that of the full user is a conflict
-		if _, err := tracker.Leave(t.Context(), leaves[i]); err != nil {
-			t.Fatal(err)
+		user := beats[i].User
+		_, err := tracker.Heartbeat(t.Context(), beats[i])
+		if want := map[string]presence.Kind{"full": presence.Conflict, "next": presence.Unavailable}[user]; presence.KindOf(err) != want {
+			t.Errorf("a beat of %s: %v", user, err)
+		}
+		if _, err := tracker.Leave(t.Context(), leaves[i]); (err != nil) != (user == "next") || err != nil && !presence.Passing(err) {
+			t.Errorf("a leave of %s: %v", user, err)
 		}
 	}
 	live.err = errors.New("away")
@@ -292,11 +298,12 @@ func TestTally(t *testing.T) {
 	want = presence.Tally{
 		Beats: map[presence.Change]int64{
 			presence.ChangeOnline: 3, presence.ChangeStarted: 3, presence.ChangeRenewed: 15, presence.ChangeStale: 9, presence.ChangeDeferred: 3, presence.ChangeFull: 3,
+			presence.ChangeLater: 3,
 		},
 		Leaves: map[presence.LeaveOutcome]int64{
-			presence.Left: 18, presence.Leaving: 3, presence.LeaveStale: 9, presence.LeaveUnknown: 3, presence.LeaveDeferred: 3,
+			presence.Left: 18, presence.Leaving: 3, presence.LeaveStale: 9, presence.LeaveUnknown: 3, presence.LeaveDeferred: 3, presence.LeaveLater: 3,
 		},
-		BeatsFailed: 12, LeavesFailed: 5,
+		BeatsFailed: 13, LeavesFailed: 5,
 	}
 	if diff := gocmp.Diff(want, tracker.Tally()); diff != "" {
 		t.Error(diff)

@@ -2,6 +2,8 @@
 // The senders (embedded, Service Bus) and the worker share it; it does no I/O.
 package queue
 
+import "time"
+
 // Names of the queues (design, section 4). The queue that receives events is a setting, EVENTS_QUEUE.
 const (
 	ConnectivityEvents = "connectivity-events"
@@ -28,4 +30,6 @@ type Message struct {
 	// Properties are the application properties, for filters: strings, int64 and bool.
 	Properties map[string]any
 	Body       []byte
+	// NotBefore is when the queue gives the message out at the earliest, by the broker's clock; zero is at once.
+	NotBefore time.Time
 }

@@ -48,20 +48,14 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		items[i].prepare(s)
 		pointers[i] = &items[i]
 	}
-	var waits error // one waits for a later version; the others are applied
 	for slice := range slices.Chunk(pointers, beatsATurn) {
 		err := s.door.through(ctx, bulk, func() error {
 			s.applyBeats(ctx, slice)
 			return firstErr(slice)
 		})
-		if err == errLater {
-			waits = err
-		} else if err != nil {
+		if err != nil {
 			return nil, err
 		}
-	}
-	if waits != nil {
-		return nil, waits
 	}
 	for i := range items {
 		outcomes[i] = items[i].outcome
@@ -69,14 +63,14 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 	return outcomes, nil
 }
 
-// firstErr returns the first fault of the items, errLater only where there is no other.
-func firstErr[T item](items []T) (err error) {
+// firstErr returns the first fault of the items.
+func firstErr[T item](items []T) error {
 	for _, it := range items {
-		if e := it.waiter().err; e != nil && (err == nil || err == errLater) {
-			err = e
+		if err := it.waiter().err; err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 // heartbeat applies one beat by way of the lane.
@@ -323,7 +317,7 @@ func (s *Store) beat(ctx context.Context, items []*beatItem) {
 				continue
 			}
 			text, _ := replies[k].(string)
-			if it.outcome, it.err = beatOutcome(text); it.err == errLater {
+			if it.outcome, it.err = beatOutcome(text); it.outcome.Change == presence.ChangeLater {
 				s.later.refused.Add(1)
 				s.later.tell("the record of a user with a heartbeat")
 			}
@@ -339,9 +333,6 @@ func beatOutcome(text string) (o presence.BeatOutcome, err error) {
 	due, seq, ok := strings.Cut(rest, ",")
 	if !ok {
 		return o, fmt.Errorf("unexpected answer %q", text)
-	}
-	if change == "later" {
-		return o, errLater
 	}
 	o.Change, o.Status = presence.Change(change), presence.Offline
 	if online == "1" {

@@ -34,20 +34,14 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 	for i, l := range leaves {
 		items[i] = s.leaveItem(ctx, l)
 	}
-	var waits error // one waits for a later version; the others are applied
 	for some := range slices.Chunk(items, leavesATurn) {
 		err := s.door.through(ctx, bulk, func() error {
 			s.applyLeaves(ctx, some)
 			return firstErr(some)
 		})
-		if err == errLater {
-			waits = err
-		} else if err != nil {
+		if err != nil {
 			return nil, err
 		}
-	}
-	if waits != nil {
-		return nil, waits
 	}
 	outcomes := make([]presence.LeaveOutcome, len(leaves))
 	for i, it := range items {
@@ -94,8 +88,7 @@ func (s *Store) applyLeaves(ctx context.Context, items []*leaveItem) {
 				continue
 			}
 			text, _ := replies[k].(string)
-			if it.outcome = presence.LeaveOutcome(text); text == "later" {
-				it.err = errLater
+			if it.outcome = presence.LeaveOutcome(text); it.outcome == presence.LeaveLater {
 				s.later.refused.Add(1)
 				s.later.tell("the record of a user who leaves")
 			}

@@ -128,12 +128,6 @@ func (s *Store) Warnings() []string {
 		"finish the roll-out, or go forward to that version again", n)}
 }
 
-// errLater is the answer to a beat or leave of a user whose record only a later version may change.
-var errLater = &presence.Error{
-	Kind: presence.Unavailable, RetryAfter: time.Second,
-	Message: "the user's state was written by a newer version of this app, which is being deployed: try again",
-}
-
 // tell logs the first time that something of a later version is met.
 func (l *later) tell(what string) {
 	l.once.Do(func() {

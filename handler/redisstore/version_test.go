@@ -69,9 +69,8 @@ func TestRecordOfALaterVersion(t *testing.T) {
 	beat := func(user string) presence.Beat {
 		return presence.Beat{User: user, Session: presence.DefaultSession, TTL: seconds(10), At: time.Now()}
 	}
-	_, err := b.store.Heartbeats(ctx, []presence.Beat{beat("new")})
-	if presence.KindOf(err) != presence.Unavailable {
-		t.Errorf("a beat: %v", err)
+	if got, err := b.store.Heartbeats(ctx, []presence.Beat{beat("new")}); err != nil || got[0].Change != presence.ChangeLater {
+		t.Errorf("a beat: %+v, %v", got, err)
 	}
 	full := beat("new")
 	full.Groups, full.Meta = []string{"g"}, json.RawMessage(`{"a":1}`)
@@ -79,15 +78,21 @@ func TestRecordOfALaterVersion(t *testing.T) {
 	for i := range 2 * beatsATurn {
 		many = append(many, beat(fmt.Sprint("many", i)))
 	}
-	if _, err := b.store.Heartbeats(ctx, many); presence.KindOf(err) != presence.Unavailable {
-		t.Errorf("beats in bulk: %v", err)
+	got, err := b.store.Heartbeats(ctx, many)
+	if err != nil || got[0].Change != presence.ChangeLater {
+		t.Fatalf("beats in bulk: %v", err)
+	}
+	for i, o := range got[1:] {
+		if o.Change != presence.ChangeOnline {
+			t.Errorf("beat %d of the bulk: %+v", i+1, o)
+		}
 	}
 	if u := b.user(many[len(many)-1].User); u == nil || u.Status != presence.Online {
 		t.Errorf("the last beat of the bulk was not applied: %+v", u)
 	}
-	_, err = b.store.Leaves(ctx, []presence.Leave{{User: "new", Session: presence.DefaultSession}, {User: "many0", Session: presence.DefaultSession}})
-	if presence.KindOf(err) != presence.Unavailable {
-		t.Errorf("leaves: %v", err)
+	ended, err := b.store.Leaves(ctx, []presence.Leave{{User: "new", Session: presence.DefaultSession}, {User: "many0", Session: presence.DefaultSession}})
+	if err != nil || ended[0] != presence.LeaveLater || ended[1] != presence.Left {
+		t.Errorf("leaves: %v, %v", ended, err)
 	}
 	if u := b.user("many0"); u == nil || u.Status != presence.Offline {
 		t.Errorf("the other leave was not applied: %+v", u)

@@ -97,6 +97,9 @@ func convert(msgs []queue.Message) ([]*azservicebus.Message, error) {
 			ApplicationProperties: properties,
 			Body:                  bytes.Clone(m.Body),
 		}
+		if at := m.NotBefore; !at.IsZero() {
+			out[i].ScheduledEnqueueTime = &at
+		}
 	}
 	return out, nil
 }

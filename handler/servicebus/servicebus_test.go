@@ -160,6 +160,19 @@ func TestSendRefusesBadMessages(t *testing.T) {
 	}
 }
 
+// TestNotBefore: Service Bus holds back what is to come out later.
+func TestNotBefore(t *testing.T) {
+	t.Parallel()
+	b, s := start(t, nil)
+	later := queue.Message{ID: "later", NotBefore: time.Now().Add(time.Hour)}
+	if err := s.Send(t.Context(), events, []queue.Message{later, {ID: "now"}}); err != nil {
+		t.Fatal(err)
+	}
+	if q := b.Queue(events); q.Scheduled != 1 || q.Active != 1 {
+		t.Errorf("%d scheduled, %d active", q.Scheduled, q.Active)
+	}
+}
+
 func TestSendKeepsOrderOverBatches(t *testing.T) {
 	t.Parallel()
 	b, s := start(t, nil)

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/rejects"
@@ -88,7 +90,7 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 			work.reject(m, 0, m.Body, err)
 			continue
 		}
-		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(m.EnqueuedAt) })
+		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(m.firstEnqueued()) })
 		for i, beat := range beats {
 			work.left = append(work.left, queuedBeat{from: m, index: at[i], text: string(items[at[i]]), beat: beat})
 		}
@@ -114,9 +116,64 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 	if err != nil {
 		return fmt.Errorf("%d heartbeats of %d messages wait: %w", len(work.left), len(batch), err)
 	}
-	return rejectBackoff.Do(ctx, nil, func() error {
+	err = rejectBackoff.Do(ctx, nil, func() error {
 		return rejects.Send(ctx, q.Sender, queue.Heartbeats, work.bad, logger(ctx))
 	})
+	if err != nil {
+		return err
+	}
+	// At last: the queue drops no duplicates, so a batch that fails after this would send these beats back twice.
+	return rejectBackoff.Do(ctx, nil, func() error { return q.sendBack(ctx, work.later) })
+}
+
+const (
+	// sentBackFor is how long a beat that was sent back stays away.
+	sentBackFor = 2 * time.Second
+	// firstEnqueued is the property of a beat that was sent back: when the broker took it in at first, RFC 3339.
+	firstEnqueued = "firstEnqueuedAt"
+)
+
+// firstEnqueued is when the broker took in the beats of a message: for those that were sent back, at first.
+func (m message) firstEnqueued() time.Time {
+	text, _ := m.Properties[firstEnqueued].(string)
+	if first := parseUTC(text); !first.IsZero() && first.Before(m.EnqueuedAt) {
+		return first
+	}
+	return m.EnqueuedAt
+}
+
+// sendBack puts beats back on the queue by themselves: those of users whose state a later version wrote. Only a process
+// of that version can apply them, and one takes messages from the same queue while the deploy lasts. If their batches
+// waited for that instead, they would hold up all others. Each keeps its date, and is dropped when the session that it
+// held would be over.
+func (q HeartbeatQueue) sendBack(ctx context.Context, beats []queuedBeat) error {
+	var messages []queue.Message
+	for _, b := range beats {
+		enqueued, first := b.from.EnqueuedAt, b.beat.Enqueued
+		if enqueued.IsZero() { // the host did not say
+			enqueued, first = b.beat.At, b.beat.At
+		}
+		if enqueued.Sub(first) >= *b.beat.TTL+b.beat.Grace {
+			logger(ctx).WarnContext(ctx, "a heartbeat of a user whose state a later version wrote is dropped: no process of that version took it in time", "message_id", b.from.ID, "user", b.beat.User)
+			continue
+		}
+		body := jsontext.Value(b.text)
+		if err := body.Compact(); err != nil {
+			return fmt.Errorf("send a heartbeat back: %w", err)
+		}
+		messages = append(messages, queue.Message{
+			ID:          rejects.Item{MessageID: b.from.ID, Sequence: b.from.Sequence, Index: b.index, Body: b.text}.ID(),
+			ContentType: "application/json", Body: body, NotBefore: enqueued.Add(sentBackFor),
+			Properties: map[string]any{firstEnqueued: first.UTC().Format(time.RFC3339Nano)},
+		})
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	if err := q.Sender.Send(ctx, queue.Heartbeats, messages); err != nil {
+		return fmt.Errorf("send %d heartbeats back to %s: %w", len(messages), queue.Heartbeats, err)
+	}
+	return nil
 }
 
 // queuedBeat is a beat and where it came from.
@@ -150,6 +207,8 @@ type beatsAtWork struct {
 	left []queuedBeat
 	size int // of the next call
 	bad  []rejects.Item
+	// later are beats that only another process can apply now: see sendBack.
+	later []queuedBeat
 }
 
 func (w *beatsAtWork) reject(m message, index int, text string, reason error) {
@@ -178,6 +237,10 @@ func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 			faults, w.size = 0, min(2*w.size, presence.MaxBatch)
 			for _, r := range receipt.Rejected {
 				b := chunk[r.Index]
+				if presence.Passing(r.Err) {
+					w.later = append(w.later, b)
+					continue
+				}
 				w.reject(b.from, b.index, b.text, errors.New(detailOf(r.Err)))
 			}
 		case n == 1 && chunk[0].hopeless(err):
@@ -205,5 +268,9 @@ func (q HeartbeatQueue) call(ctx context.Context, chunk []queuedBeat) (_ presenc
 	for i := range chunk {
 		beats[i] = chunk[i].beat
 	}
-	return q.Tracker.Heartbeats(ctx, beats)
+	receipt, err := q.Tracker.Heartbeats(ctx, beats)
+	for i := range chunk {
+		chunk[i].beat.TTL = beats[i].TTL // the default where it named none
+	}
+	return receipt, err
 }

@@ -11,10 +11,11 @@ import (
 	"userconnectivity/handler/presence"
 )
 
-// rejection is one item of a bulk call that was not applied.
+// rejection is one item of a bulk call that was not applied. Retry says that it may be sent again as it is.
 type rejection struct {
 	Index  int    `json:"index"`
 	Detail string `json:"detail"`
+	Retry  bool   `json:"retry,omitempty"`
 }
 
 // bulkBody answers POST /api/heartbeats.
@@ -88,7 +89,7 @@ func decodeItems[Body, Item any](items []jsontext.Value, convert func(Body) Item
 func rejections(from []presence.Rejection, at []int) []rejection {
 	out := make([]rejection, len(from))
 	for i, r := range from {
-		out[i] = rejection{Index: at[r.Index], Detail: detailOf(r.Err)}
+		out[i] = rejection{Index: at[r.Index], Detail: detailOf(r.Err), Retry: presence.Passing(r.Err)}
 	}
 	return out
 }

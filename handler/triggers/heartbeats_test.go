@@ -9,6 +9,7 @@ import (
 type rejection struct {
 	Index  int
 	Detail string
+	Retry  bool
 }
 
 // bulk is the answer to heartbeats.

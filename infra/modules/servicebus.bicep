@@ -59,11 +59,12 @@ var ownQueues = [
     deadLetterOnExpiry: false
   }
   // A heartbeat older than the largest ttl + grace (70 minutes) is stale, so it may go. No duplicate detection: a
-  // client that uses the same MessageId for every beat would be dropped and go offline.
+  // client that uses the same MessageId for every beat would be dropped and go offline. The apps send to it what only a
+  // later version of them can apply, while a deploy lasts.
   {
     name: 'heartbeats'
     receive: true
-    send: false
+    send: true
     duplicateDetection: false
     timeToLive: 'PT70M'
     deadLetterOnExpiry: false
