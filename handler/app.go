@@ -279,7 +279,7 @@ func run(ctx context.Context, environ []string, out io.Writer) error {
 	}
 	redisstore.LogTo(log)
 	a := build(cfg, wrong, log)
-	go a.tellSettings(ctx, environ) // it ends by itself, and the first request need not wait for it
+	a.tellSettings(ctx, environ)
 	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.
 	server := &http.Server{
 		Handler: a.router, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,

@@ -27,13 +27,17 @@ const longestName = 64
 // many. Values are not looked at.
 func Misspelt(environ []string) []string {
 	known := Names()
+	spelt := make([]spelling, len(known))
+	for i, name := range known {
+		spelt[i] = spell(name)
+	}
 	var warnings []string
 	for _, variable := range environ {
 		name, _, _ := strings.Cut(variable, "=")
 		if len(name) > longestName || slices.Contains(known, name) || slices.Contains(others, name) || strings.HasPrefix(name, "WEBSITE_") || strings.HasPrefix(name, "FUNCTIONS_") {
 			continue
 		}
-		if meant := nearest(name, known); meant != "" {
+		if meant := nearest(name, spelt); meant != "" {
 			warnings = append(warnings, name+" is no setting of this app and has no effect; was "+meant+" meant?")
 		}
 	}
@@ -41,43 +45,47 @@ func Misspelt(environ []string) []string {
 	return warnings
 }
 
+// spelling is a name of a setting with its words in small letters, as they are compared.
+type spelling struct {
+	name, joined string
+	words        []string
+}
+
+func spell(name string) spelling {
+	words := strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return strings.ContainsRune("_-.:", r) })
+	return spelling{name, strings.Join(words, ""), words}
+}
+
 // nearest returns the name that another is taken for, "" for none.
-func nearest(name string, known []string) string {
+func nearest(name string, known []spelling) string {
 	if meant := synonyms[name]; meant != "" {
 		return meant
 	}
-	given := words(name)
+	given := spell(name)
 	best, least := "", 3
-	for _, candidate := range known {
-		wanted := words(candidate)
-		joinedGiven, joinedWanted := strings.Join(given, ""), strings.Join(wanted, "")
-		if joinedGiven == joinedWanted {
-			return candidate
+	for _, wanted := range known {
+		if given.joined == wanted.joined {
+			return wanted.name
 		}
 		allowed := 1
-		if len(joinedWanted) >= 12 {
+		if len(wanted.joined) >= 12 {
 			allowed = 2
 		}
 		distance := allowed + 1 // at least, where the lengths differ by more
-		if apart := len(joinedGiven) - len(joinedWanted); -allowed <= apart && apart <= allowed {
-			distance = editDistance(joinedGiven, joinedWanted)
+		if apart := len(given.joined) - len(wanted.joined); -allowed <= apart && apart <= allowed {
+			distance = editDistance(given.joined, wanted.joined)
 		}
-		if len(joinedWanted) < 8 || distance > allowed {
-			if !sameBut(given, wanted) {
+		if len(wanted.joined) < 8 || distance > allowed {
+			if !sameBut(given.words, wanted.words) {
 				continue
 			}
 			distance = 2
 		}
 		if distance < least {
-			best, least = candidate, distance
+			best, least = wanted.name, distance
 		}
 	}
 	return best
-}
-
-// words are the words of a name in small letters.
-func words(name string) []string {
-	return strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return strings.ContainsRune("_-.:", r) })
 }
 
 // sameBut reports whether two names begin with the same two words, and one only has words more.
@@ -88,27 +96,26 @@ func sameBut(a, b []string) bool {
 	return len(a) >= 2 && len(b) == len(a)+1 && slices.Equal(a, b[:len(a)])
 }
 
-// editDistance counts the letters to insert, delete, replace or swap with their neighbour.
+// editDistance counts the letters to insert, delete, replace or swap with their neighbour. Neither name may be longer
+// than longestName.
 func editDistance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
+	var rows [3][longestName + 1]int // the two before, and the one that is filled
+	for j := range len(b) + 1 {
 		rows[0][j] = j
 	}
 	for i := 1; i <= len(a); i++ {
+		row, before, twoBefore := &rows[i%3], &rows[(i+2)%3], &rows[(i+1)%3]
+		row[0] = i
 		for j := 1; j <= len(b); j++ {
 			differ := 1
 			if a[i-1] == b[j-1] {
 				differ = 0
 			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+differ)
+			row[j] = min(before[j]+1, row[j-1]+1, before[j-1]+differ)
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+				row[j] = min(row[j], twoBefore[j-2]+1)
 			}
 		}
 	}
-	return rows[len(a)][len(b)]
+	return rows[len(a)%3][len(b)]
 }
