@@ -75,7 +75,7 @@ func (s *Store) patchUser(ctx context.Context, w *userWrite) error {
 	patch.AppendSet("/life", d.Life)
 	patch.AppendSet("/generation", d.Generation)
 	patch.AppendSet("/write", d.Write)
-	if d.LastSeen != nil {
+	if !d.LastSeen.IsZero() {
 		patch.AppendSet("/lastSeen", d.LastSeen)
 	}
 	if w.event.Type == presence.UserOnline || w.event.Type == presence.UserOffline {

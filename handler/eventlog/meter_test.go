@@ -28,8 +28,8 @@ func TestMeter(t *testing.T) {
 	s := &answering{}
 	m := eventlog.NewMeter(s)
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	expired := presence.Event{Type: presence.UserOffline, Deadline: at, DetectedAt: at.Add(20 * time.Millisecond)}
-	began := presence.Event{Type: presence.UserOnline, DetectedAt: at}
+	expired := presence.Event{Type: presence.UserOffline, Body: presence.Body{Deadline: at, DetectedAt: at.Add(20 * time.Millisecond)}}
+	began := presence.Event{Type: presence.UserOnline, Body: presence.Body{DetectedAt: at}}
 	step := func(s eventlog.Status, after time.Duration) eventlog.Step {
 		return eventlog.Step{Status: s, At: at.Add(after), Attempt: eventlog.Attempt{Delivery: 1}}
 	}

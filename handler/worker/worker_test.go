@@ -148,8 +148,9 @@ func TestReplayOfAnExpiredKey(t *testing.T) {
 		at := time.Now().UTC().Truncate(time.Millisecond)
 		id := presence.KeyEventID(key, at.UnixMilli(), 1)
 		e := presence.Event{
-			ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
-			DetectedAt: at, Traceparent: presence.TraceparentOf(id),
+			ID: id, Type: presence.KeyExpired, Subject: presence.Subject{Key: key},
+			Body:        presence.Body{Epoch: at.UnixMilli(), Reason: presence.ReasonExpired, DetectedAt: at},
+			Traceparent: presence.TraceparentOf(id),
 		}
 		if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(e)}); err != nil {
 			t.Fatal(err)
