@@ -80,43 +80,26 @@ func Overlay(stored []byte, before, after any) ([]byte, error) {
 		}
 	}
 	was, is := byName(members[1]), byName(members[2])
-	var b bytes.Buffer
-	out := jsontext.NewEncoder(&b, jsonform.Stored)
-	write := func(name string, value jsontext.Value) error {
-		if err := out.WriteToken(jsontext.String(name)); err != nil {
-			return err
-		}
-		return out.WriteValue(value)
-	}
-	if err := out.WriteToken(jsontext.BeginObject); err != nil {
-		return nil, err
-	}
+	var changed []member
 	kept := map[string]bool{}
 	for _, m := range members[0] {
 		value, known := is[m.name]
 		old, before := was[m.name]
 		switch {
 		case kept[m.name] || before && !known:
-			continue // written already, or removed
-		case !known || before && bytes.Equal(old, value):
-			value = m.value
+			continue // there already, or removed
+		case known && !(before && bytes.Equal(old, value)):
+			m.value = value
 		}
 		kept[m.name] = true
-		if err := write(m.name, value); err != nil {
-			return nil, err
-		}
+		changed = append(changed, m)
 	}
 	for _, m := range members[2] {
 		if !kept[m.name] {
-			if err := write(m.name, m.value); err != nil {
-				return nil, err
-			}
+			changed = append(changed, m)
 		}
 	}
-	if err := out.WriteToken(jsontext.EndObject); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSpace(b.Bytes()), nil
+	return object(changed)
 }
 
 // member is one member of a JSON object.
@@ -131,6 +114,27 @@ func byName(members []member) map[string]jsontext.Value {
 		values[m.name] = m.value
 	}
 	return values
+}
+
+// object writes members as an object.
+func object(members []member) ([]byte, error) {
+	var b bytes.Buffer
+	out := jsontext.NewEncoder(&b, jsonform.Stored)
+	if err := out.WriteToken(jsontext.BeginObject); err != nil {
+		return nil, err
+	}
+	for _, m := range members {
+		if err := out.WriteToken(jsontext.String(m.name)); err != nil {
+			return nil, err
+		}
+		if err := out.WriteValue(m.value); err != nil {
+			return nil, err
+		}
+	}
+	if err := out.WriteToken(jsontext.EndObject); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace(b.Bytes()), nil
 }
 
 // membersOf returns the members of an object in their order.

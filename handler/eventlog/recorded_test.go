@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/eventlog/eventlogtest"
@@ -82,3 +83,30 @@ func TestRecordedUsers(t *testing.T) {
 
 // texts compares JSON by its text.
 var texts = cmp.Transformer("text", func(m json.RawMessage) string { return string(m) })
+
+// FuzzReadUser: whatever is stored, an event newer than what could be read of it is applied, or waits for a later
+// version, and what was written then is read again as it was meant.
+func FuzzReadUser(f *testing.F) {
+	for _, seed := range []string{``, `{}`, `null`, `{"epoch":"9","format":2}`, `{"epoch":9,"groups":7,"z":[1e309]}`, `{"a":1,"a":2,"since":"2026-11-21T05:20:00.1Z"}`, `{"epoch":1}}`} {
+		f.Add([]byte(seed))
+	}
+	e := eventlogtest.Recorded()["online"].Event
+	f.Fuzz(func(t *testing.T, text []byte) {
+		old := eventlog.ReadUser(text)
+		next, applied, err := old.Apply(e)
+		switch {
+		case err != nil && !old.Later || applied && old.Later || !applied && err == nil && old.Epoch < e.Epoch:
+			t.Fatalf("applied %v to %+v: %v", applied, old, err)
+		case !applied:
+			return
+		}
+		written, err := eventlog.Overlay(old.Text, old.UserDocument, next)
+		if err != nil {
+			t.Fatalf("%q: %v", old.Text, err)
+		}
+		again := eventlog.ReadUser(written)
+		if diff := cmp.Diff(next, again.UserDocument, cmpopts.EquateEmpty()); diff != "" || again.Junk != nil || again.Later {
+			t.Fatalf("%q became %q, which is read as something else (-want +got):\n%s", text, written, diff)
+		}
+	})
+}

@@ -1,13 +1,20 @@
 package eventlog
 
 import (
+	"fmt"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"userconnectivity/handler/presence"
 )
 
 // UserDocument is the last applied state of a user as the stores keep it. It has no deadlines: what expires
-// is known to Redis alone.
+// is known to Redis alone. Read it with ReadUser.
+//
+// A later version that only adds members needs to do nothing: they stay. One that gives a member another form writes
+// "format", a number above 1, and the epoch as a text of digits, which the conditional writes of earlier versions, that
+// compare it as a number, never match. Status, since and lastSeen keep their form.
 type UserDocument struct {
 	ID     string          `json:"id"`
 	Status presence.Status `json:"status"`
@@ -56,6 +63,70 @@ func (d UserDocument) User() presence.User {
 		})
 	}
 	return u
+}
+
+// StoredUser is a users record as it was found in a store.
+type StoredUser struct {
+	// UserDocument is what could be read of it.
+	UserDocument
+	// Text is the stored text without what could not be read: Overlay puts the changes into it.
+	Text []byte
+	// Junk names the members that could not be read, "" where the text as a whole is no JSON object; nil when all could.
+	Junk []string
+	// Later tells that only a later version may change the record.
+	Later bool
+}
+
+// ReadUser reads a users record. Junk in it is left out and named: it keeps nobody's events from being applied.
+func ReadUser(text []byte) StoredUser {
+	var known struct {
+		UserDocument
+		Format float64 `json:"format"`
+	}
+	if Unmarshal(text, &known) == nil && jsontext.Value(text).Kind() == '{' {
+		return StoredUser{UserDocument: known.UserDocument, Text: text, Later: known.Format > 1}
+	}
+	known.UserDocument, known.Format = UserDocument{}, 0
+	var kept []member
+	var junk []string
+	found, err := membersOf(text)
+	if err != nil {
+		found = nil
+	}
+	for _, m := range found {
+		next := known
+		if one, err := object([]member{m}); err != nil || Unmarshal(one, &next) != nil {
+			junk = append(junk, m.name)
+			continue
+		}
+		known = next
+		kept = append(kept, m)
+	}
+	if known.Format > 1 {
+		var later struct {
+			Epoch int64 `json:"epoch,string"`
+		}
+		if Unmarshal(text, &later) == nil {
+			known.Epoch = later.Epoch
+		}
+		return StoredUser{UserDocument: known.UserDocument, Text: text, Later: true}
+	}
+	if junk == nil { // each member can be read, and the whole cannot
+		junk = []string{""}
+	}
+	if text, err = object(kept); err != nil {
+		text = []byte("{}")
+	}
+	return StoredUser{UserDocument: known.UserDocument, Text: text, Junk: junk}
+}
+
+// Apply is that of the UserDocument, or ErrLater where e is newer and only a later version may change the record.
+func (u StoredUser) Apply(e presence.Event) (UserDocument, bool, error) {
+	next, applied := u.UserDocument.Apply(e)
+	if applied && u.Later {
+		return u.UserDocument, false, fmt.Errorf("users record of %s: %w", e.User, ErrLater)
+	}
+	return next, applied, nil
 }
 
 func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
