@@ -57,10 +57,7 @@ func (d UserDocument) User() presence.User {
 		ID: d.ID, Status: d.Status, Epoch: d.Epoch, Since: d.Since, LastSeen: d.LastSeen, Groups: d.Groups,
 	}
 	for _, s := range d.Sessions {
-		u.Sessions = append(u.Sessions, presence.Session{
-			ID: s.Session, StartEpoch: s.StartEpoch,
-			TTL: time.Duration(s.TTLSeconds) * time.Second, Grace: time.Duration(s.GraceSeconds) * time.Second,
-		})
+		u.Sessions = append(u.Sessions, s.Live())
 	}
 	return u
 }

@@ -61,14 +61,6 @@ type Subject struct {
 // Name is the user, else the group, else the key: all events of one name are one order, and one partition of the log.
 func (s Subject) Name() string { return cmp.Or(s.User, s.Group, s.Key) }
 
-// EventSession is one of the sessions that a user has after an event.
-type EventSession struct {
-	Session      string `json:"session"`
-	StartEpoch   int64  `json:"startEpoch"`
-	TTLSeconds   int    `json:"ttlSeconds"`
-	GraceSeconds int    `json:"graceSeconds"`
-}
-
 // Body is what an event tells of its subject. The names of its members are the same in every text: the message on the
 // queue, the document in the log and the answer of the API embed it, and so does whatever comes. A member that is zero is
 // left out of a text, but for epoch, reason and deadline; how times are written is up to the text (package jsonform).
