@@ -52,7 +52,7 @@ func TestHealthOfTheWorker(t *testing.T) {
 		t.Helper()
 		n++
 		at := time.Now()
-		e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, int64(n)), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: int64(n), DetectedAt: at}
+		e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, int64(n)), Type: presence.UserOnline, Subject: presence.Subject{User: "ann", Session: "s"}, Body: presence.Body{Epoch: int64(n), DetectedAt: at}}
 		if err := s.logged.Write(t.Context(), []eventlog.Update{{Event: e, Steps: []eventlog.Step{{Status: status, At: at}}}}); err != nil {
 			t.Fatal(err)
 		}

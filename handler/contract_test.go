@@ -106,7 +106,7 @@ func TestHealthIsAsDocumented(t *testing.T) {
 
 	other := serveApp(t, server.URL(), map[string]string{"AzureWebJobs_ExpirationListener_Disabled": "true", "LOG_LEVEL": "loud"})
 	look(other, "without the listener and before anything was asked", 200)
-	given := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1, DetectedAt: time.Now()}
+	given := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, Subject: presence.Subject{User: "ann", Session: "s"}, Body: presence.Body{Epoch: 1, DetectedAt: time.Now()}}
 	if err := other.logged.Write(t.Context(), []eventlog.Update{{Event: given, Steps: []eventlog.Step{{Status: eventlog.Dead, At: time.Now()}}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -571,3 +571,55 @@ func watch(r io.Reader, url chan<- string) string {
 	}
 	return all.String()
 }
+
+// TestWhatAChangeTouches: the files that CONTRIBUTING.md names for a change are there and have the one to follow, no
+// other file has a JSON name of its own for it, and the lists stay short.
+func TestWhatAChangeTouches(t *testing.T) {
+	t.Parallel()
+	_, text, _ := strings.Cut(readDoc(t, "CONTRIBUTING.md"), "\n## What a change touches\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	rows := regexp.MustCompile("(?m)^\\| (an? [^|]+) \\| ([^|]+) \\| `([^`]+)` \\|$").FindAllStringSubmatch(text, -1)
+	if len(rows) != 5 {
+		t.Fatalf("%d kinds of changes, want 5", len(rows))
+	}
+	plain := func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "_", "")) }
+	for _, row := range rows {
+		what, follow := row[1], row[3]
+		named := map[string]bool{}
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1) {
+			path := "handler/" + m[1]
+			if rest, ok := strings.CutPrefix(m[1], "/"); ok {
+				path = rest
+			}
+			named[path] = true
+			if !strings.Contains(plain(readDoc(t, path)), plain(follow)) {
+				t.Errorf("%s: %s does not have %s", what, path, follow)
+			}
+		}
+		if len(named) < 3 || len(named) > 10 {
+			t.Errorf("%s touches %d files", what, len(named))
+		}
+		for _, path := range core(t) {
+			if !named[path] && strings.Contains(readDoc(t, path), `json:"`+follow) {
+				t.Errorf("%s: %s has a JSON name for it, too, and is not in the list", what, path)
+			}
+		}
+	}
+}
+
+// core returns the Go files on the way of a heartbeat and of an event, without tests.
+func core(t *testing.T) (paths []string) {
+	t.Helper()
+	for _, dir := range []string{"triggers", "presence", "redisstore", "expiry", "queue", "eventlog", "cosmosstore", "sqlitestore", "worker", "deferral"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no files in %s: %v", dir, err)
+		}
+		for _, f := range files {
+			if !strings.HasSuffix(f, "_test.go") {
+				paths = append(paths, "handler/"+f)
+			}
+		}
+	}
+	return paths
+}

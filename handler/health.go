@@ -411,6 +411,14 @@ func (a *app) eventLogPart(ctx context.Context) health.Part {
 			part.Warn(fmt.Sprintf("the account throttled %d requests in the last minute (429), which are tried again: raise its maximum of request units (cosmosMaxRu)", n))
 		}
 	}
+	if n := a.rose(recent, "users records later", a.logged.Later()); n > 0 {
+		part.Warn(fmt.Sprintf("%d times in the last minute an event waited for a users record that only a later version may change: "+
+			"finish the roll-out, or go forward to that version again", n))
+	}
+	if n := a.rose(remembered, "users records repaired", a.logged.Repaired()); n > 0 {
+		part.Note(fmt.Sprintf("%d users records had members in the last hour that could not be read; they were written anew with the next event of their user: "+
+			"find out what else writes them", n))
+	}
 	part.Warn(warningsOf(a.records)...)
 	return part
 }

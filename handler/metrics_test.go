@@ -274,7 +274,7 @@ func TestMetricsInTheDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := time.Now()
-	e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1, DetectedAt: at}
+	e := presence.Event{ID: presence.EventID("ann", "s", presence.UserOnline, 1), Type: presence.UserOnline, Subject: presence.Subject{User: "ann", Session: "s"}, Body: presence.Body{Epoch: 1, DetectedAt: at}}
 	if err := s.logged.Write(t.Context(), []eventlog.Update{{Event: e, Steps: []eventlog.Step{{Status: eventlog.Processing, At: at}, {Status: eventlog.Done, At: at}}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -83,6 +83,8 @@ type Store struct {
 	end  context.CancelFunc
 	work sync.WaitGroup
 
+	repaired atomic.Int64
+
 	// checked tells that the containers were found as they should be.
 	checked atomic.Bool
 	// noToken is why the credential gave no token, nil once it does; principal is the object id of the identity, as the

@@ -2,9 +2,11 @@ package cosmosstore_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -61,6 +63,51 @@ func TestConformance(t *testing.T) {
 		_, server := account(t, cosmosfake.Config{})
 		return open(t, cosmosstore.Config{Endpoint: server.URL})
 	})
+}
+
+// TestUsersOfOthers: the users records that another version or another program wrote.
+func TestUsersOfOthers(t *testing.T) {
+	t.Parallel()
+	eventlogtest.RunUsers(t, func(t *testing.T) (eventlogtest.Store, eventlogtest.Records) {
+		fake, server := account(t, cosmosfake.Config{})
+		s := open(t, cosmosstore.Config{Endpoint: server.URL})
+		return s, userRecords{s, fake}
+	})
+}
+
+// userRecords are the documents of the users in an account.
+type userRecords struct {
+	store *cosmosstore.Store
+	fake  *cosmosfake.Server
+}
+
+// Put lets the store make a document, and changes that one.
+func (r userRecords) Put(t *testing.T, user, text string) {
+	t.Helper()
+	document, there := r.fake.Document(databaseID, "users", user, user)
+	if !there {
+		if _, err := r.store.Apply(t.Context(), eventlogtest.Online(user, 0)); err != nil {
+			t.Fatal(err)
+		}
+		document, _ = r.fake.Document(databaseID, "users", user, user)
+	}
+	clear(document)
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	if err := d.Decode(&document); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Text returns a document.
+func (r userRecords) Text(t *testing.T, user string) string {
+	t.Helper()
+	document, _ := r.fake.Document(databaseID, "users", user, user)
+	text, err := json.Marshal(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // TestConformanceWithShortPages has the account return fewer documents than asked for.

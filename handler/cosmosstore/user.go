@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
@@ -26,7 +27,8 @@ type userDocument struct {
 // errSuperseded ends an Apply whose event is not newer than the record.
 var errSuperseded = errors.New("superseded")
 
-// Apply makes e the last applied state of its user, and reports whether it did: only a higher epoch replaces.
+// Apply makes e the last applied state of its user, and reports whether it did: only a higher epoch replaces. It returns
+// eventlog.ErrLater where only a process of a later version can do it.
 func (s *Store) Apply(ctx context.Context, e presence.Event) (applied bool, err error) {
 	ctx, done := s.begin(ctx)
 	defer done()
@@ -75,7 +77,7 @@ func (s *Store) patchUser(ctx context.Context, w *userWrite) error {
 	patch.AppendSet("/life", d.Life)
 	patch.AppendSet("/generation", d.Generation)
 	patch.AppendSet("/write", d.Write)
-	if d.LastSeen != nil {
+	if !d.LastSeen.IsZero() {
 		patch.AppendSet("/lastSeen", d.LastSeen)
 	}
 	if w.event.Type == presence.UserOnline || w.event.Type == presence.UserOffline {
@@ -102,40 +104,46 @@ func (s *Store) createUser(ctx context.Context, w *userWrite) error {
 }
 
 // replaceUser reads the record and replaces the version that it read, when that is older. Members that this version does
-// not know stay.
+// not know stay, and junk in the place of those that it knows goes.
 func (s *Store) replaceUser(ctx context.Context, w *userWrite) error {
-	old, stored, err := s.readUser(ctx, w.created.ID, w.session)
+	old, etag, err := s.readUser(ctx, w.created.ID, w.session)
 	if err != nil {
 		return err
 	}
-	next, applied := old.Apply(w.event)
-	if old.Write == w.created.Write {
+	var by struct {
+		Write string `json:"write"`
+	}
+	if eventlog.Unmarshal(old.Text, &by) == nil && by.Write == w.created.Write {
 		return nil // it was done, and only its answer was lost
+	}
+	next, applied, err := old.Apply(w.event)
+	if err != nil {
+		return err
 	}
 	if !applied {
 		return errSuperseded
 	}
-	text, err := eventlog.Overlay(stored.Value, old, userDocument{next, w.created.Write})
+	text, err := eventlog.Overlay(old.Text, userDocument{old.UserDocument, by.Write}, userDocument{next, w.created.Write})
 	if err != nil {
 		return err
 	}
 	_, err = s.onUsers(ctx, "replace", next.ID, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
-		return c.ReplaceItem(ctx, pk, next.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &stored.ETag})
+		return c.ReplaceItem(ctx, pk, next.ID, text, &azcosmos.ItemOptions{IfMatchEtag: &etag})
 	})
+	if err == nil && old.Junk != nil {
+		s.repaired.Add(1)
+	}
 	return err
 }
 
-func (s *Store) readUser(ctx context.Context, id string, session *string) (d userDocument, stored azcosmos.ItemResponse, err error) {
-	stored, err = s.onUsers(ctx, "read", id, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
+func (s *Store) readUser(ctx context.Context, id string, session *string) (eventlog.StoredUser, azcore.ETag, error) {
+	answer, err := s.onUsers(ctx, "read", id, func(ctx context.Context, c *azcosmos.ContainerClient, pk azcosmos.PartitionKey) (azcosmos.ItemResponse, error) {
 		return c.ReadItem(ctx, pk, id, &azcosmos.ItemOptions{SessionToken: session})
 	})
 	if err != nil {
-		return d, stored, err
+		return eventlog.StoredUser{}, "", err
 	}
-	if err := eventlog.Unmarshal(stored.Value, &d); err != nil {
-		return d, stored, &refusal{text: fmt.Sprintf("read user %s: what is stored cannot be read by this version: %v", id, err), cause: err}
-	}
-	return d, stored, nil
+	return eventlog.ReadUser(answer.Value), answer.ETag, nil
 }
 
 // onUsers runs one request on the record of a user.
@@ -144,7 +152,7 @@ func (s *Store) onUsers(ctx context.Context, verb, id string, do onDocument) (az
 }
 
 // User returns the last applied state of a user, and false for one of whom nothing is known. Its sessions have no
-// deadline.
+// deadline. What of the record cannot be read is left out.
 func (s *Store) User(ctx context.Context, id string) (presence.User, bool, error) {
 	ctx, done := s.begin(ctx)
 	defer done()
@@ -155,5 +163,10 @@ func (s *Store) User(ctx context.Context, id string) (presence.User, bool, error
 	if err != nil {
 		return presence.User{}, false, err
 	}
-	return d.User(), true, nil
+	u := d.User()
+	u.ID = id
+	return u, true, nil
 }
+
+// Repaired counts the users records with junk in them that this process wrote anew with the next event of their user.
+func (s *Store) Repaired() int64 { return s.repaired.Load() }

@@ -27,6 +27,10 @@ var (
 	// ErrUnavailable is wrapped by an error that says that the store cannot be reached, is throttled or locked, or
 	// refuses this process (no right, no container) at this moment: the same call succeeds once that is mended.
 	ErrUnavailable = errors.New("event log is unavailable at this moment")
+	// ErrLater is wrapped by the error of Apply for a users record that only a process of a later version may change. It
+	// passes when this process is replaced by one of that version.
+	ErrLater = errors.New("a later version of the app wrote it in a form that this one does not know: " +
+		"the event waits for a process of that version; finish the roll-out, or go forward to that version again")
 	// ErrUnwritable is wrapped by the error of a log that cannot be written before somebody changes the deployment: its
 	// file is on a file system that is mounted read-only, or in a folder that this process may not write. Waiting does
 	// not help.

@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -30,11 +31,13 @@ type Meter struct {
 	ages     *prometheus.HistogramVec
 	work     *prometheus.HistogramVec
 	applied  *prometheus.CounterVec
+	later    prometheus.Counter
+	repaired prometheus.CounterFunc
 	progress progress
 }
 
 // progress counts what health looks at.
-type progress struct{ done, failed, dead atomic.Int64 }
+type progress struct{ done, failed, dead, later atomic.Int64 }
 
 // NewMeter returns a Meter of s.
 func NewMeter(s store) *Meter {
@@ -48,9 +51,18 @@ func NewMeter(s store) *Meter {
 		steps:  counter("events_total", "Events by the status that this process wrote; once for each try.", "status"),
 		ages: metrics.Histogram("event_age_seconds",
 			"From the deadline, or without one from the detection, by the clock of Redis, to a status, by the clock of this process.", "status"),
-		work:    metrics.Histogram("worker_event_duration_seconds", "From the receipt of an event by the worker to its end.", "status"),
+		work: metrics.Histogram("worker_event_duration_seconds", "From the receipt of an event by the worker to its end.", "status"),
+		later: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "users_records_later_total",
+			Help: "Tries to apply an event to a users record that only a later version may change; the events wait.",
+		}),
 		applied: counter("worker_events_total", "Events that the worker took up: applied to the users record, ignored since a newer one was there, or failed.", "outcome"),
 	}
+	m.repaired = prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "users_records_repaired_total",
+		Help: "Users records that could not be read in whole, and were written anew with the next event of their user.",
+	},
+		func() float64 { return float64(m.Repaired()) })
 	for _, s := range []Status{Queued, Done, Failed, Dead} { // told from 0 on, so that the first one shows as a rise
 		m.steps.WithLabelValues(string(s))
 	}
@@ -118,12 +130,27 @@ func (m *Meter) Progress() (done, failed, dead int64) {
 	return m.progress.done.Load(), m.progress.failed.Load(), m.progress.dead.Load()
 }
 
+// Later counts the tries of this process to apply an event to a users record that only a later version may change.
+func (m *Meter) Later() int64 { return m.progress.later.Load() }
+
+// Repaired counts the users records with junk in them that this process wrote anew.
+func (m *Meter) Repaired() int64 {
+	if s, ok := m.store.(interface{ Repaired() int64 }); ok {
+		return s.Repaired()
+	}
+	return 0
+}
+
 // Apply applies an event to the users record.
 func (m *Meter) Apply(ctx context.Context, e presence.Event) (bool, error) {
 	start := time.Now()
 	applied, err := m.store.Apply(ctx, e)
 	m.called("apply", start, err)
 	outcome := "ignored"
+	if errors.Is(err, ErrLater) {
+		m.later.Inc()
+		m.progress.later.Add(1)
+	}
 	switch {
 	case err != nil:
 		outcome = "failed"
@@ -149,5 +176,5 @@ func (m *Meter) Collect(ch chan<- prometheus.Metric) {
 }
 
 func (m *Meter) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.calls, m.failed, m.steps, m.ages, m.work, m.applied}
+	return []prometheus.Collector{m.calls, m.failed, m.steps, m.ages, m.work, m.applied, m.later, m.repaired}
 }

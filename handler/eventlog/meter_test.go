@@ -3,6 +3,7 @@ package eventlog_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -28,8 +29,8 @@ func TestMeter(t *testing.T) {
 	s := &answering{}
 	m := eventlog.NewMeter(s)
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	expired := presence.Event{Type: presence.UserOffline, Deadline: at, DetectedAt: at.Add(20 * time.Millisecond)}
-	began := presence.Event{Type: presence.UserOnline, DetectedAt: at}
+	expired := presence.Event{Type: presence.UserOffline, Body: presence.Body{Deadline: at, DetectedAt: at.Add(20 * time.Millisecond)}}
+	began := presence.Event{Type: presence.UserOnline, Body: presence.Body{DetectedAt: at}}
 	step := func(s eventlog.Status, after time.Duration) eventlog.Step {
 		return eventlog.Step{Status: s, At: at.Add(after), Attempt: eventlog.Attempt{Delivery: 1}}
 	}
@@ -52,6 +53,10 @@ func TestMeter(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	s.fault = fmt.Errorf("of ada: %w", eventlog.ErrLater)
+	if _, err := m.Apply(t.Context(), expired); !errors.Is(err, eventlog.ErrLater) || m.Later() != 1 {
+		t.Errorf("%v, %d wait", err, m.Later())
+	}
 	s.fault = errors.New("away")
 	write(s.fault, eventlog.Update{Event: expired, Steps: []eventlog.Step{step(eventlog.Done, 0)}})
 	if _, err := m.Apply(t.Context(), expired); !errors.Is(err, s.fault) {
@@ -68,8 +73,8 @@ func TestMeter(t *testing.T) {
 		`events_total{status="queued"} 2`, `events_total{status="done"} 1`, `events_total{status="failed"} 1`, `events_total{status="dead"} 1`,
 		`event_age_seconds_sum{status="queued"} 0.04`, `event_age_seconds_count{status="queued"} 2`, `event_age_seconds_sum{status="done"} 0.06`,
 		`worker_event_duration_seconds_sum{status="done"} 0.01`, `worker_event_duration_seconds_sum{status="failed"} 1`,
-		`worker_events_total{outcome="applied"} 2`, `worker_events_total{outcome="ignored"} 1`, `worker_events_total{outcome="failed"} 1`,
-		`eventlog_calls_failed_total{call="write"} 1`, `eventlog_calls_failed_total{call="apply"} 1`, `eventlog_call_duration_seconds_count{call="write"} 5`,
+		`worker_events_total{outcome="applied"} 2`, `worker_events_total{outcome="ignored"} 1`, `worker_events_total{outcome="failed"} 2`, `users_records_later_total 1`, `users_records_repaired_total 0`,
+		`eventlog_calls_failed_total{call="write"} 1`, `eventlog_calls_failed_total{call="apply"} 2`, `eventlog_call_duration_seconds_count{call="write"} 5`,
 	} {
 		if !strings.Contains(string(text), "\nuserconnectivity_"+line+"\n") {
 			t.Errorf("%s is not in\n%s", line, text)

@@ -244,8 +244,8 @@ func strongest(steps []eventlog.Step, attempt eventlog.Attempt) eventlog.Status 
 
 func TestRecordMergeKeepsTheNewestCopyOfAnEvent(t *testing.T) {
 	t.Parallel()
-	first := presence.Event{ID: "x", Type: presence.UserOnline, Epoch: 5, Life: "a"}
-	again := presence.Event{ID: "x", Type: presence.UserOnline, Epoch: 9, Life: "b"}
+	first := presence.Event{ID: "x", Type: presence.UserOnline, Body: presence.Body{Epoch: 5, Life: "a"}}
+	again := presence.Event{ID: "x", Type: presence.UserOnline, Body: presence.Body{Epoch: 9, Life: "b"}}
 	for _, order := range [][]presence.Event{{first, again}, {again, first}} {
 		record := eventlog.Record{Event: order[0]}
 		record, _ = record.Merge(eventlog.Update{Event: order[1]})
@@ -256,7 +256,7 @@ func TestRecordMergeKeepsTheNewestCopyOfAnEvent(t *testing.T) {
 		if _, changed := record.Merge(eventlog.Update{Event: order[0]}); changed {
 			t.Error("a copy that is already there changed the record")
 		}
-		if _, changed := record.Merge(eventlog.Update{Event: presence.Event{ID: "x", Epoch: 99}}); changed {
+		if _, changed := record.Merge(eventlog.Update{Event: presence.Event{ID: "x", Body: presence.Body{Epoch: 99}}}); changed {
 			t.Error("an update without an event changed the event")
 		}
 	}
@@ -278,13 +278,15 @@ func TestDocumentRoundTrip(t *testing.T) {
 	t.Parallel()
 	for _, e := range []presence.Event{
 		{
-			ID: presence.EventID("ada", "web", presence.UserOffline, 7), Type: presence.UserOffline, User: "ada", Session: "web",
-			Epoch: 8, Reason: presence.ReasonExpired, Deadline: start, DetectedAt: start.Add(3 * time.Millisecond),
-			Groups: []string{"g"}, Sessions: []presence.EventSession{{Session: "b", StartEpoch: 1, TTLSeconds: 45, GraceSeconds: 5}},
-			Meta: json.RawMessage(`{"a":1}`), LastSeen: start.Add(-time.Second), Life: "l", Generation: 2, Traceparent: "00-1-2-01",
+			ID: presence.EventID("ada", "web", presence.UserOffline, 7), Type: presence.UserOffline, Subject: presence.Subject{User: "ada", Session: "web"},
+			Body: presence.Body{
+				Epoch: 8, Reason: presence.ReasonExpired, Deadline: start, DetectedAt: start.Add(3 * time.Millisecond), Groups: []string{"g"}, Sessions: []presence.EventSession{{Session: "b", StartEpoch: 1, TTLSeconds: 45, GraceSeconds: 5}},
+				Meta: json.RawMessage(`{"a":1}`), LastSeen: start.Add(-time.Second), Life: "l", Generation: 2,
+			},
+			Traceparent: "00-1-2-01",
 		},
-		{ID: presence.EventID("bob", "", presence.UserOnline, 1), Type: presence.UserOnline, User: "bob", Epoch: 1, DetectedAt: start},
-		{ID: presence.KeyEventID("a\nb", 1, 1), Type: presence.KeyExpired, Key: "a\nb", Epoch: 1, Reason: presence.ReasonExpired, DetectedAt: start},
+		{ID: presence.EventID("bob", "", presence.UserOnline, 1), Type: presence.UserOnline, Subject: presence.Subject{User: "bob"}, Body: presence.Body{Epoch: 1, DetectedAt: start}},
+		{ID: presence.KeyEventID("a\nb", 1, 1), Type: presence.KeyExpired, Subject: presence.Subject{Key: "a\nb"}, Body: presence.Body{Epoch: 1, Reason: presence.ReasonExpired, DetectedAt: start}},
 	} {
 		want := eventlog.Record{Event: e}
 		want.History, _ = eventlog.Merge(nil, []eventlog.Step{step(0, 0, "detected", 0), step(0, 1, "done", 2)})
@@ -393,8 +395,11 @@ func TestReplayThatIsRejected(t *testing.T) {
 func TestReduced(t *testing.T) {
 	t.Parallel()
 	e := presence.Event{
-		ID: presence.EventID("ada", "web", presence.UserOnline, 7), Type: presence.UserOnline, User: "ada", Session: "web", Epoch: 8, DetectedAt: start,
-		Groups: []string{"g"}, Sessions: []presence.EventSession{{Session: "web"}}, Meta: json.RawMessage(`{"a":1}`),
+		ID: presence.EventID("ada", "web", presence.UserOnline, 7), Type: presence.UserOnline, Subject: presence.Subject{User: "ada", Session: "web"},
+		Body: presence.Body{
+			Epoch: 8, DetectedAt: start, Groups: []string{"g"}, Sessions: []presence.EventSession{{Session: "web"}},
+			Meta: json.RawMessage(`{"a":1}`),
+		},
 	}
 	d, err := eventlog.NewDocument(eventlog.Record{Event: e})
 	if err != nil {

@@ -659,17 +659,18 @@ func TestLargestEvents(t *testing.T) {
 	far := time.Date(9999, 12, 31, 23, 59, 59, 999e6, time.UTC)
 	meta := json.RawMessage(`{"":"` + strings.Repeat("<", presence.MaxMetaBytes-7) + `"}`) // JSON of Go has 6 bytes for one
 	user := presence.Event{
-		ID: presence.EventID(id, id, presence.SessionStarted, 1<<62), Type: presence.SessionStarted, User: id, Session: id, Epoch: 1 << 62,
-		Reason: presence.ReasonExpired, Deadline: far, DetectedAt: far, LastSeen: far, Meta: meta,
-		Groups:   slices.Repeat([]string{id}, presence.MaxGroups),
-		Sessions: slices.Repeat([]presence.EventSession{{Session: id, StartEpoch: 1 << 62, TTLSeconds: 3600, GraceSeconds: 600}}, presence.MaxSessions),
-		Life:     "ABCDEFGHIJ", Generation: 1 << 62,
+		ID: presence.EventID(id, id, presence.SessionStarted, 1<<62), Type: presence.SessionStarted, Subject: presence.Subject{User: id, Session: id},
+		Body: presence.Body{
+			Epoch: 1 << 62, Reason: presence.ReasonExpired, Deadline: far, DetectedAt: far, LastSeen: far, Meta: meta, Groups: slices.Repeat([]string{id}, presence.MaxGroups), Sessions: slices.Repeat([]presence.EventSession{{Session: id, StartEpoch: 1 << 62, TTLSeconds: 3600, GraceSeconds: 600}}, presence.MaxSessions),
+			Life: "ABCDEFGHIJ", Generation: 1 << 62,
+		},
 	}
 	user.Traceparent = presence.TraceparentOf(user.ID)
 	text := strings.Repeat("\x01", redisstore.MaxForeignKey)
 	key := presence.Event{
-		ID: presence.KeyEventID(text, 1<<62, 1<<62), Type: presence.KeyExpired, Key: text, Epoch: 1 << 62, Reason: presence.ReasonExpired,
-		DetectedAt: far, Life: user.Life, Generation: 1 << 62, Traceparent: user.Traceparent,
+		ID: presence.KeyEventID(text, 1<<62, 1<<62), Type: presence.KeyExpired, Subject: presence.Subject{Key: text},
+		Body:        presence.Body{Epoch: 1 << 62, Reason: presence.ReasonExpired, DetectedAt: far, Life: user.Life, Generation: 1 << 62},
+		Traceparent: user.Traceparent,
 	}
 	codec := queue.Codec{Source: "/" + strings.Repeat("a", 60), TypePrefix: strings.Repeat("p", 100)}
 	for name, e := range map[string]presence.Event{"of a user": user, "of a key": key} {

@@ -1,6 +1,7 @@
 package presence
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/hex"
@@ -46,44 +47,59 @@ const (
 // Valid reports whether r is one of the causes that this version knows.
 func (r Reason) Valid() bool { return r == ReasonBeat || r == ReasonExpired || r == ReasonLeft }
 
-// EventSession is one of the sessions that a user has after an event.
-type EventSession struct {
-	Session      string `json:"session"`
-	StartEpoch   int64  `json:"startEpoch"`
-	TTLSeconds   int    `json:"ttlSeconds"`
-	GraceSeconds int    `json:"graceSeconds"`
+// Subject is who or what an event is about.
+type Subject struct {
+	User    string `json:"user,omitempty"`
+	Session string `json:"session,omitempty"`
+	// Group is set in an event about a group as a whole, which has no user.
+	Group string `json:"group,omitempty"`
+	// Key is the foreign key that expired: such an event has neither user nor session. It is valid UTF-8: each run of
+	// other bytes is one U+FFFD.
+	Key string `json:"key,omitempty"`
+}
+
+// Name is the user, else the group, else the key: all events of one name are one order, and one partition of the log.
+func (s Subject) Name() string { return cmp.Or(s.User, s.Group, s.Key) }
+
+// Body is what an event tells of its subject. The names of its members are the same in every text: the message on the
+// queue, the document in the log and the answer of the API embed it, and so does whatever comes. A member that is zero is
+// left out of a text, but for epoch, reason and deadline; how times are written is up to the text (package jsonform).
+type Body struct {
+	// Epoch orders the events of a subject: strictly increasing, new for every event. For a foreign key it is DetectedAt
+	// in ms.
+	Epoch  int64  `json:"epoch"`
+	Reason Reason `json:"reason"`
+	// Deadline is when the session was due; zero for a beat and for a leave without grace.
+	Deadline time.Time `json:"deadline"`
+	// DetectedAt is when the transition was made, by the clock of Redis.
+	DetectedAt time.Time `json:"detectedAt,omitzero"`
+	Groups     []string  `json:"groups,omitzero"`
+	// Sessions are the user's resulting sessions: the newest epoch replaces all.
+	Sessions []EventSession `json:"sessions,omitzero"`
+	// Meta is the session's meta object, nil when there is none.
+	Meta json.RawMessage `json:"meta,omitzero"`
+	// LastSeen is the instant of the user's last applied beat or leave.
+	LastSeen time.Time `json:"lastSeen,omitzero"`
+	// Life and Generation tell which life of the Redis data, and which rollback of it, made the event (design D5).
+	Life       string `json:"life,omitzero"`
+	Generation int64  `json:"generation,omitzero"`
+}
+
+// WithLists returns the body with empty lists for nil ones: a text that always has groups and sessions is made of it.
+func (b Body) WithLists() Body {
+	b.Groups, b.Sessions = append([]string{}, b.Groups...), append([]EventSession{}, b.Sessions...)
+	return b
 }
 
 // Event is one transition of one user, or the expiry of a foreign key. Every copy of it, wherever it is made again,
 // has the same ID.
 type Event struct {
-	ID      string
-	Type    EventType
-	User    string
-	Session string
-	// Key is the foreign key that expired: such an event has neither user nor session. It is valid UTF-8: each run of
-	// other bytes is one U+FFFD.
-	Key string
-	// Epoch orders the events of a user: strictly increasing, new for every event. For a foreign key it is DetectedAt in
-	// ms.
-	Epoch  int64
-	Reason Reason
-	// Deadline is when the session was due; zero for a beat and for a leave without grace.
-	Deadline time.Time
-	// DetectedAt is when the transition was made, by the clock of Redis.
-	DetectedAt time.Time
-	Groups     []string
-	// Sessions are the user's resulting sessions: the newest epoch replaces all.
-	Sessions []EventSession
-	// Meta is the session's meta object, nil when there is none.
-	Meta json.RawMessage
-	// LastSeen is the instant of the user's last applied beat or leave.
-	LastSeen time.Time
-	// Life and Generation tell which life of the Redis data, and which rollback of it, made the event (design D5).
-	Life       string
-	Generation int64
+	ID   string    `json:"id"`
+	Type EventType `json:"type"`
+	Subject
+	Body
 	// Traceparent is the W3C trace context of the request that caused the event, or one made from its ID.
-	Traceparent string
+	Traceparent string `json:"traceparent"`
 }
 
 // Status returns the user's status after the event.

@@ -50,16 +50,33 @@ const (
 	StatusUnknown Status = "unknown"
 )
 
-// Session is one live session of a user.
+// Session is one live session of a user. Its names are those of an answer.
 type Session struct {
-	ID string
+	ID string `json:"session"`
 	// StartEpoch is the epoch of the event that started the session.
-	StartEpoch int64
-	TTL, Grace time.Duration
+	StartEpoch int64         `json:"-"`
+	TTL        time.Duration `json:"-"`
+	Grace      time.Duration `json:"-"`
 	// ExpiresAt is the deadline: the session is claimed once it has passed.
-	ExpiresAt time.Time
+	ExpiresAt time.Time `json:"expiresAt"`
 	// Meta is a JSON object of at most MaxMetaBytes, nil when there is none.
-	Meta json.RawMessage
+	Meta json.RawMessage `json:"meta"`
+}
+
+// EventSession is one of the sessions that a user has after an event.
+type EventSession struct {
+	Session      string `json:"session"`
+	StartEpoch   int64  `json:"startEpoch"`
+	TTLSeconds   int    `json:"ttlSeconds"`
+	GraceSeconds int    `json:"graceSeconds"`
+}
+
+// Live returns the session without what no event tells: its deadline and meta.
+func (s EventSession) Live() Session {
+	return Session{
+		ID: s.Session, StartEpoch: s.StartEpoch,
+		TTL: time.Duration(s.TTLSeconds) * time.Second, Grace: time.Duration(s.GraceSeconds) * time.Second,
+	}
 }
 
 // User is what is known of a user.

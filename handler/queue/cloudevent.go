@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"userconnectivity/handler/jsonform"
 	"userconnectivity/handler/presence"
 )
 
@@ -45,27 +45,12 @@ type cloudEvent struct {
 	DataBase64      string         `json:"data_base64,omitempty"`
 }
 
-// data is the payload of the CloudEvent.
+// data is the payload of the CloudEvent: what the event tells, but for detectedAt, which is the CloudEvent's time.
 type data struct {
-	User       string          `json:"user,omitempty"`
-	Session    string          `json:"session,omitempty"`
-	Key        string          `json:"key,omitempty"`
-	Epoch      int64           `json:"epoch"`
-	Reason     presence.Reason `json:"reason"`
-	Deadline   *string         `json:"deadline"`
-	Groups     []string        `json:"groups"`
-	Sessions   []session       `json:"sessions"`
-	Meta       jsontext.Value  `json:"meta,omitzero"`
-	LastSeen   *string         `json:"lastSeen,omitempty"`
-	Life       string          `json:"life,omitempty"`
-	Generation int64           `json:"generation"`
+	presence.Subject
+	presence.Body
+	Generation int64 `json:"generation"` // always there; it takes the place of the one in the body
 }
-
-// session is one of the sessions that a user has after an event.
-type session = presence.EventSession
-
-// written are the rules of writing and reading: what one process could write another one can read.
-var written = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // replayName is the CloudEvents attribute, and the property of the message, that counts the replays of an event.
 const replayName = "replay"
@@ -73,16 +58,14 @@ const replayName = "replay"
 // Encode makes the message of an event. replay is 0 for the event itself; a replay has a MessageId of its
 // own, "<id>:r<n>", which duplicate detection lets through. Times have three digits of milliseconds.
 func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
-	payload, err := json.Marshal(data{
-		User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason, Deadline: presence.FormatOptional(e.Deadline),
-		Groups: e.Groups, Sessions: e.Sessions, Meta: jsontext.Value(e.Meta), LastSeen: presence.FormatOptional(e.LastSeen),
-		Life: e.Life, Generation: e.Generation,
-	}, written)
+	told := data{Subject: e.Subject, Body: e.WithLists(), Generation: e.Generation}
+	told.DetectedAt = time.Time{}
+	payload, err := json.Marshal(told, jsonform.Sent)
 	if err != nil {
 		return Message{}, fmt.Errorf("encode the data of event %s: %w", e.ID, err)
 	}
 	ce := cloudEvent{
-		SpecVersion: "1.0", ID: e.ID, Source: c.Source, Type: c.TypePrefix + string(e.Type), Subject: printable(cmp.Or(e.User, e.Key)),
+		SpecVersion: "1.0", ID: e.ID, Source: c.Source, Type: c.TypePrefix + string(e.Type), Subject: printable(e.Name()),
 		DataContentType: "application/json", Traceparent: e.Traceparent, Data: payload,
 	}
 	if !e.DetectedAt.IsZero() {
@@ -93,7 +76,7 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 		ce.Replay = jsontext.Value(strconv.Itoa(replay))
 		id += replayMark + strconv.Itoa(replay)
 	}
-	body, err := json.Marshal(ce, written)
+	body, err := json.Marshal(ce, jsonform.Sent)
 	if err != nil {
 		return Message{}, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
@@ -141,7 +124,7 @@ func printable(key string) string {
 // event of a type of ours that is not known, whose Type is not Valid, has what could be read of it.
 func (c Codec) Decode(body []byte) (e presence.Event, replay int, err error) {
 	var ce cloudEvent
-	if err := json.Unmarshal(body, &ce, written); err != nil {
+	if err := json.Unmarshal(body, &ce, jsonform.Sent); err != nil {
 		return e, 0, fmt.Errorf("not a CloudEvent: %w", err)
 	}
 	e.ID = ce.ID
@@ -157,10 +140,9 @@ func (c Codec) Decode(body []byte) (e presence.Event, replay int, err error) {
 	}
 	e.Type, e.Traceparent = presence.EventType(name), ce.Traceparent
 	if ce.Time != "" {
-		if e.DetectedAt, err = time.Parse(time.RFC3339Nano, ce.Time); err != nil {
-			return e, replay, fmt.Errorf("time %.50q is not RFC 3339", ce.Time)
+		if e.DetectedAt, err = jsonform.ParseTime(ce.Time); err != nil {
+			return e, replay, err
 		}
-		e.DetectedAt = e.DetectedAt.UTC()
 	}
 	err = c.decodeData(ce, &e)
 	if !e.Type.Valid() {
@@ -179,20 +161,14 @@ func (c Codec) decodeData(ce cloudEvent, e *presence.Event) error {
 		}
 	}
 	var d data
-	if err := json.Unmarshal(payload, &d, written); err != nil {
+	if err := json.Unmarshal(payload, &d, jsonform.Sent); err != nil {
 		return fmt.Errorf("data cannot be read: %w", err)
 	}
-	deadline, err1 := optionalTime(d.Deadline)
-	lastSeen, err2 := optionalTime(d.LastSeen)
-	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("data cannot be read: %w", err)
+	d.DetectedAt, d.Body.Generation = e.DetectedAt, d.Generation
+	if string(d.Meta) == "null" {
+		d.Meta = nil
 	}
-	e.User, e.Session, e.Key, e.Epoch, e.Reason = d.User, d.Session, d.Key, d.Epoch, d.Reason
-	e.Groups, e.Sessions, e.Life, e.Generation = d.Groups, d.Sessions, d.Life, d.Generation
-	e.Deadline, e.LastSeen = deadline, lastSeen
-	if d.Meta != nil && d.Meta.Kind() != 'n' {
-		e.Meta = []byte(d.Meta)
-	}
+	e.Subject, e.Body = d.Subject, d.Body
 	pk, ok := presence.PartitionKeyOf(e.ID)
 	switch {
 	case !ok || pk != presence.PartitionKey(d.User):
@@ -207,15 +183,4 @@ func (c Codec) decodeData(ce cloudEvent, e *presence.Event) error {
 		return errors.New("data.reason is missing")
 	}
 	return nil
-}
-
-func optionalTime(text *string) (time.Time, error) {
-	if text == nil || *text == "" {
-		return time.Time{}, nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, *text)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("time %.50q is not RFC 3339", *text)
-	}
-	return t.UTC(), nil
 }

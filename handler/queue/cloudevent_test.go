@@ -17,10 +17,11 @@ var codec = Codec{Source: "/app", TypePrefix: "userconnectivity."}
 func sample() presence.Event {
 	at := time.UnixMilli(1795238400123).UTC()
 	return presence.Event{
-		ID: presence.EventID("alice", "phone", presence.UserOffline, 7), Type: presence.UserOffline, User: "alice",
-		Session: "phone", Epoch: 1795238400123, Reason: presence.ReasonExpired, Deadline: at.Add(-20 * time.Millisecond),
-		DetectedAt: at, Groups: []string{"g"}, Sessions: []presence.EventSession{}, Meta: json.RawMessage(`{"a":[1,2]}`),
-		LastSeen: at.Add(-5 * time.Second), Life: "L", Generation: 2,
+		ID: presence.EventID("alice", "phone", presence.UserOffline, 7), Type: presence.UserOffline, Subject: presence.Subject{User: "alice", Session: "phone"},
+		Body: presence.Body{
+			Epoch: 1795238400123, Reason: presence.ReasonExpired, Deadline: at.Add(-20 * time.Millisecond), DetectedAt: at, Groups: []string{"g"}, Sessions: []presence.EventSession{},
+			Meta: json.RawMessage(`{"a":[1,2]}`), LastSeen: at.Add(-5 * time.Second), Life: "L", Generation: 2,
+		},
 		Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 	}
 }

@@ -96,8 +96,8 @@ func TestDestinations(t *testing.T) {
 		want string
 	}{
 		{sample(), "events"},
-		{presence.Event{Type: presence.KeyExpired, Key: "ab"}, "one"},
-		{presence.Event{Type: presence.KeyExpired, Key: "b"}, ""},
+		{presence.Event{Type: presence.KeyExpired, Subject: presence.Subject{Key: "ab"}}, "one"},
+		{presence.Event{Type: presence.KeyExpired, Subject: presence.Subject{Key: "b"}}, ""},
 	} {
 		if got, ok := d.Of(tt.e); got != tt.want || ok != (tt.want != "") {
 			t.Errorf("%s %q goes to %q, %v; want %q", tt.e.Type, tt.e.Key, got, ok, tt.want)
@@ -146,8 +146,9 @@ func expiry(key string) presence.Event {
 	at := time.UnixMilli(1795238400123).UTC()
 	id := presence.KeyEventID(key, at.UnixMilli(), 7)
 	return presence.Event{
-		ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
-		DetectedAt: at, Life: "L", Traceparent: presence.TraceparentOf(id),
+		ID: id, Type: presence.KeyExpired, Subject: presence.Subject{Key: key},
+		Body:        presence.Body{Epoch: at.UnixMilli(), Reason: presence.ReasonExpired, DetectedAt: at, Life: "L"},
+		Traceparent: presence.TraceparentOf(id),
 	}
 }
 

@@ -39,8 +39,12 @@ func TestKeyExpired(t *testing.T) {
 	for i, key := range []string{"cart", "a\nb", "cart"} {
 		e := entries[i].Event
 		want := presence.Event{
-			ID: presence.KeyEventID(key, e.Epoch, int64(i+2)), Type: presence.KeyExpired, Key: key, Epoch: e.DetectedAt.UnixMilli(),
-			Reason: presence.ReasonExpired, DetectedAt: e.DetectedAt, Life: started[0].Life, Traceparent: presence.TraceparentOf(e.ID),
+			ID: presence.KeyEventID(key, e.Epoch, int64(i+2)), Type: presence.KeyExpired, Subject: presence.Subject{Key: key},
+			Body: presence.Body{
+				Epoch: e.DetectedAt.UnixMilli(), Reason: presence.ReasonExpired,
+				DetectedAt: e.DetectedAt, Life: started[0].Life,
+			},
+			Traceparent: presence.TraceparentOf(e.ID),
 		}
 		if diff := cmp.Diff(want, e); diff != "" || entries[i].N != int64(i+2) || e.Epoch < started[0].Epoch {
 			t.Errorf("event %d, number %d (-want +got):\n%s", i, entries[i].N, diff)

@@ -305,9 +305,11 @@ func (m *model) nextEpoch(u *modelUser, now int64) int64 { return max(u.epoch+1,
 func (m *model) emit(now int64, user string, s *modelSession, what presence.EventType, reason presence.Reason, basis, deadline int64, trace string) {
 	u := m.users[user]
 	e := presence.Event{
-		ID: presence.EventID(user, s.name, what, basis), Type: what, User: user, Session: s.name, Epoch: u.epoch, Reason: reason,
-		Deadline: instantOf(deadline), DetectedAt: instantOf(now), Groups: append([]string{}, u.groups...),
-		Meta: rawMeta(s.meta), LastSeen: instantOf(u.seen), Life: m.life,
+		ID: presence.EventID(user, s.name, what, basis), Type: what, Subject: presence.Subject{User: user, Session: s.name},
+		Body: presence.Body{
+			Epoch: u.epoch, Reason: reason, Deadline: instantOf(deadline), DetectedAt: instantOf(now), Groups: append([]string{}, u.groups...),
+			Meta: rawMeta(s.meta), LastSeen: instantOf(u.seen), Life: m.life,
+		},
 	}
 	for _, l := range u.live {
 		e.Sessions = append(e.Sessions, presence.EventSession{

@@ -188,10 +188,11 @@ func TestOneSessionFromBeatToExpiry(t *testing.T) {
 	}
 	off := events[1]
 	want := presence.Event{
-		ID:   presence.EventID("alice", "default", presence.UserOffline, first.Epoch),
-		Type: presence.UserOffline, User: "alice", Session: "default", Reason: presence.ReasonExpired,
-		Deadline: second.ExpiresAt, Groups: []string{"g1", "g2"}, Meta: json.RawMessage(`{"a":1}`),
-		LastSeen: second.ExpiresAt.Add(-10 * time.Second),
+		ID: presence.EventID("alice", "default", presence.UserOffline, first.Epoch), Type: presence.UserOffline, Subject: presence.Subject{User: "alice", Session: "default"},
+		Body: presence.Body{
+			Reason: presence.ReasonExpired, Deadline: second.ExpiresAt, Groups: []string{"g1", "g2"}, Meta: json.RawMessage(`{"a":1}`),
+			LastSeen: second.ExpiresAt.Add(-10 * time.Second),
+		},
 	}
 	ignored := cmpopts.IgnoreFields(presence.Event{}, "Epoch", "DetectedAt", "Life", "Traceparent")
 	if diff := cmp.Diff(want, off, ignored); diff != "" {

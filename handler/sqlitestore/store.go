@@ -40,6 +40,8 @@ type Store struct {
 	// path is the one in use: usual, or fallback where usual may not be written.
 	path atomic.Pointer[string]
 
+	repaired atomic.Int64
+
 	// open guards file and closed; taking it can be given up with a context.
 	open   chan struct{}
 	file   *file
@@ -136,33 +138,43 @@ func (s *Store) UserEvents(ctx context.Context, user string, limit int, continua
 	return page, nil
 }
 
-// Apply makes e the last applied state of its user, and reports whether it did: only a higher epoch replaces.
+// Apply makes e the last applied state of its user, and reports whether it did: only a higher epoch replaces. It returns
+// eventlog.ErrLater where only a process of a later version can do it.
 func (s *Store) Apply(ctx context.Context, e presence.Event) (applied bool, err error) {
-	return inTransaction(ctx, s, func(tx *transaction) (bool, error) {
-		applied, err := tx.apply(e)
-		if err != nil {
-			return false, fmt.Errorf("apply event %s: %w", e.ID, err)
-		}
-		return applied, nil
-	})
+	done, err := inTransaction(ctx, s, func(tx *transaction) (application, error) { return tx.apply(e) })
+	if err == nil {
+		err = done.later
+	}
+	if err != nil {
+		return false, fmt.Errorf("apply event %s: %w", e.ID, err)
+	}
+	if done.repaired {
+		s.repaired.Add(1)
+	}
+	return done.applied, nil
 }
 
+// Repaired counts the users records with junk in them that this process wrote anew with the next event of their user.
+func (s *Store) Repaired() int64 { return s.repaired.Load() }
+
 // User returns the last applied state of a user, and false for one of whom nothing is known. Its sessions
-// have no deadline.
+// have no deadline. What of the record cannot be read is left out.
 func (s *Store) User(ctx context.Context, id string) (presence.User, bool, error) {
 	f, err := s.opened(ctx)
 	if err != nil {
 		return presence.User{}, false, err
 	}
-	var document eventlog.UserDocument
-	err = f.readUser.QueryRowContext(ctx, id).Scan(jsonColumn{&document})
+	var text string
+	err = f.readUser.QueryRowContext(ctx, id).Scan(&text)
 	if errors.Is(err, sql.ErrNoRows) {
 		return presence.User{}, false, nil
 	}
 	if err != nil {
 		return presence.User{}, false, fmt.Errorf("read user %s: %w", id, s.classify(err))
 	}
-	return document.User(), true, nil
+	u := eventlog.ReadUser([]byte(text)).User()
+	u.ID = id
+	return u, true, nil
 }
 
 // Ping opens the file and reads from it.

@@ -67,6 +67,68 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// TestUsersOfOthers: the users records that another version or another program wrote.
+func TestUsersOfOthers(t *testing.T) {
+	t.Parallel()
+	eventlogtest.RunUsers(t, func(t *testing.T) (eventlogtest.Store, eventlogtest.Records) {
+		return withRecords(t)
+	})
+}
+
+// TestUserThatIsNoObject: a text in the file that is no JSON object is written anew with the next event, and is counted.
+func TestUserThatIsNoObject(t *testing.T) {
+	t.Parallel()
+	for i, junk := range []string{``, `null`, `7`, `[{}]`, `{"epoch":9`, `{"epoch":1}}`, "\x00"} {
+		s, records := withRecords(t)
+		records.Put(t, "ada", junk)
+		if u, known, err := s.User(t.Context(), "ada"); err != nil || u.ID != "ada" || u.Epoch > 1 || !known {
+			t.Errorf("%q is read as %+v, known %v, %v", junk, u, known, err)
+		}
+		e := eventlogtest.Online("ada", i)
+		if applied, err := s.Apply(t.Context(), e); !applied || err != nil {
+			t.Errorf("%q: apply: %v, %v", junk, applied, err)
+		}
+		if u, _, err := s.User(t.Context(), "ada"); err != nil || u.Epoch != e.Epoch || len(u.Sessions) != 1 || s.Repaired() != 1 {
+			t.Errorf("%q became %+v, %v; repaired %d", junk, u, err, s.Repaired())
+		}
+	}
+}
+
+// userRecords are the texts in the table of users.
+type userRecords struct{ db *sql.DB }
+
+func withRecords(t *testing.T) (*sqlitestore.Store, userRecords) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "events.db")
+	s := open(t, path)
+	if err := s.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return s, userRecords{db}
+}
+
+// Put writes a text.
+func (r userRecords) Put(t *testing.T, user, text string) {
+	t.Helper()
+	if _, err := r.db.Exec("INSERT INTO users (id, document) VALUES (?, ?) ON CONFLICT DO UPDATE SET document = excluded.document", user, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Text returns a text.
+func (r userRecords) Text(t *testing.T, user string) (text string) {
+	t.Helper()
+	if err := r.db.QueryRow("SELECT document FROM users WHERE id = ?", user).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
 func TestNewDoesNoIO(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "folder")

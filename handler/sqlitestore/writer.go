@@ -275,34 +275,33 @@ func (t *transaction) insert(u eventlog.Update) error {
 	return err
 }
 
+// application is what became of an event at the users record.
+type application struct {
+	applied  bool
+	repaired bool  // there was junk in the record
+	later    error // eventlog.ErrLater; it ends no transaction
+}
+
 // apply makes e the state of its user when no newer one is there. Members of the record that this version does not know
-// stay.
-func (t *transaction) apply(e presence.Event) (bool, error) {
+// stay, and junk in the place of those that it knows goes.
+func (t *transaction) apply(e presence.Event) (application, error) {
+	old := eventlog.StoredUser{Text: []byte("{}")}
 	var stored string
 	err := t.row(t.w.readUser, e.User).Scan(&stored)
-	unknown := errors.Is(err, sql.ErrNoRows)
-	if err != nil && !unknown {
-		return false, err
+	switch {
+	case err == nil:
+		old = eventlog.ReadUser([]byte(stored))
+	case !errors.Is(err, sql.ErrNoRows):
+		return application{}, err
 	}
-	var document eventlog.UserDocument
-	if !unknown {
-		if err := eventlog.Unmarshal([]byte(stored), &document); err != nil {
-			return false, unreadable{err}
-		}
-	}
-	next, applied := document.Apply(e)
+	next, applied, later := old.Apply(e)
 	if !applied {
-		return false, nil
+		return application{later: later}, nil
 	}
-	var text []byte
-	if unknown {
-		text, err = eventlog.Marshal(next)
-	} else {
-		text, err = eventlog.Overlay([]byte(stored), document, next)
-	}
+	text, err := eventlog.Overlay(old.Text, old.UserDocument, next)
 	if err != nil {
-		return false, err
+		return application{}, err
 	}
 	_, err = t.exec(t.w.writeUser, next.ID, string(text))
-	return err == nil, err
+	return application{applied: true, repaired: old.Junk != nil}, err
 }

@@ -20,8 +20,11 @@ func (b *bench) newEvent(user string, epoch int64) presence.Event {
 	at := time.UnixMilli(1_767_225_600_000 + epoch).UTC()
 	id := presence.EventID(user, "web", presence.UserOffline, epoch)
 	e := presence.Event{
-		ID: id, Type: presence.UserOffline, User: user, Session: "web", Epoch: epoch, Reason: presence.ReasonExpired,
-		Deadline: at, DetectedAt: time.Now().UTC(), LastSeen: at.Add(-45 * time.Second), Groups: []string{"north"}, Life: "life",
+		ID: id, Type: presence.UserOffline, Subject: presence.Subject{User: user, Session: "web"},
+		Body: presence.Body{
+			Epoch: epoch, Reason: presence.ReasonExpired, Deadline: at, DetectedAt: time.Now().UTC(), LastSeen: at.Add(-45 * time.Second),
+			Groups: []string{"north"}, Life: "life",
+		},
 		Traceparent: presence.TraceparentOf(id),
 	}
 	b.write(eventlog.Update{Event: e, Steps: []eventlog.Step{{Status: eventlog.Detected, At: e.DetectedAt}, {Status: eventlog.Queued, At: e.DetectedAt}}})

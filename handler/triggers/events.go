@@ -2,11 +2,14 @@ package triggers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/jsonform"
 	"userconnectivity/handler/presence"
 )
 
@@ -23,39 +26,29 @@ type replayer interface {
 
 type stepView struct {
 	Status eventlog.Status `json:"status"`
-	At     string          `json:"at"`
+	At     time.Time       `json:"at"`
 	Detail string          `json:"detail,omitempty"`
 }
 
+// eventView is an event as it is answered.
 type eventView struct {
-	ID          string                  `json:"id"`
-	Type        presence.EventType      `json:"type"`
-	User        string                  `json:"user,omitempty"`
-	Session     string                  `json:"session,omitempty"`
-	Key         string                  `json:"key,omitempty"`
-	Epoch       int64                   `json:"epoch"`
-	Reason      presence.Reason         `json:"reason"`
-	Deadline    *string                 `json:"deadline"`
-	DetectedAt  string                  `json:"detectedAt"`
-	Groups      []string                `json:"groups"`
-	Sessions    []presence.EventSession `json:"sessions"`
-	Meta        json.RawMessage         `json:"meta,omitempty"`
-	Traceparent string                  `json:"traceparent"`
-	Status      eventlog.Status         `json:"status"`
-	History     []stepView              `json:"history"`
+	presence.Event
+	Status  eventlog.Status `json:"status"`
+	History []stepView      `json:"history"`
+}
+
+// MarshalJSON writes the times as all answers have them.
+func (v eventView) MarshalJSON() ([]byte, error) {
+	type members eventView // without this method
+	return jsonv2.Marshal(members(v), jsonform.Sent)
 }
 
 func viewEvent(r eventlog.Record) eventView {
-	e := r.Event
-	history := r.Chronological()
-	v := eventView{
-		ID: e.ID, Type: e.Type, User: e.User, Session: e.Session, Key: e.Key, Epoch: e.Epoch, Reason: e.Reason,
-		Deadline: presence.FormatOptional(e.Deadline), DetectedAt: presence.FormatTime(e.DetectedAt),
-		Groups: append([]string{}, e.Groups...), Sessions: append([]presence.EventSession{}, e.Sessions...), Meta: e.Meta,
-		Traceparent: e.Traceparent, Status: r.Status(), History: make([]stepView, len(history)),
-	}
-	for i, s := range history {
-		v.History[i] = stepView{Status: s.Status, At: presence.FormatTime(s.At), Detail: s.Detail}
+	v := eventView{Event: r.Event, Status: r.Status()}
+	v.Body = v.WithLists()
+	v.LastSeen, v.Life, v.Generation = time.Time{}, "", 0 // what only workers are told
+	for _, s := range r.Chronological() {
+		v.History = append(v.History, stepView{Status: s.Status, At: s.At, Detail: s.Detail})
 	}
 	return v
 }

@@ -175,7 +175,7 @@ func FuzzPaging(f *testing.F) {
 	for epoch := range int64(3) {
 		id := presence.EventID("ann", "s", presence.UserOnline, epoch)
 		updates = append(updates, eventlog.Update{
-			Event: presence.Event{ID: id, Type: presence.UserOnline, User: "ann", Session: "s", Epoch: 1 + epoch, Reason: presence.ReasonBeat, DetectedAt: time.Now()},
+			Event: presence.Event{ID: id, Type: presence.UserOnline, Subject: presence.Subject{User: "ann", Session: "s"}, Body: presence.Body{Epoch: 1 + epoch, Reason: presence.ReasonBeat, DetectedAt: time.Now()}},
 			Steps: []eventlog.Step{{Status: eventlog.Detected, At: time.Now()}},
 		})
 	}

@@ -2,12 +2,14 @@ package triggers
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
+	jsonv2 "github.com/go-json-experiment/json"
 
+	"userconnectivity/handler/jsonform"
 	"userconnectivity/handler/presence"
 )
 
@@ -17,22 +19,22 @@ type userReader interface {
 	Users(ctx context.Context, ids []string) ([]presence.User, error)
 }
 
-type sessionView struct {
-	Session   string          `json:"session"`
-	ExpiresAt string          `json:"expiresAt"`
-	Meta      json.RawMessage `json:"meta"`
+type userView struct {
+	User     string             `json:"user"`
+	Status   presence.Status    `json:"status"`
+	Epoch    *int64             `json:"epoch"`
+	Since    time.Time          `json:"since"`
+	LastSeen time.Time          `json:"lastSeen"`
+	Sessions []presence.Session `json:"sessions"`
+	Groups   []string           `json:"groups"`
+	// Stale is set while the live state cannot be reached: the answer is what was last known.
+	Stale bool `json:"stale,omitzero"`
 }
 
-type userView struct {
-	User     string          `json:"user"`
-	Status   presence.Status `json:"status"`
-	Epoch    *int64          `json:"epoch"`
-	Since    *string         `json:"since"`
-	LastSeen *string         `json:"lastSeen"`
-	Sessions []sessionView   `json:"sessions"`
-	Groups   []string        `json:"groups"`
-	// Stale is set while the live state cannot be reached: the answer is what was last known.
-	Stale bool `json:"stale,omitempty"`
+// MarshalJSON writes the times as all answers have them.
+func (v userView) MarshalJSON() ([]byte, error) {
+	type members userView // without this method
+	return jsonv2.Marshal(members(v), jsonform.Sent)
 }
 
 // user is GET /api/users/{user}. An unknown user is offline and was never seen: that is no error.
@@ -53,15 +55,11 @@ func user(u userReader) http.HandlerFunc {
 			return
 		}
 		view := userView{
-			User: known.ID, Status: known.Status, Since: presence.FormatOptional(known.Since), LastSeen: presence.FormatOptional(known.LastSeen),
-			Sessions: make([]sessionView, len(known.Sessions)), Groups: append([]string{}, known.Groups...),
-			Stale: known.Stale,
+			User: known.ID, Status: known.Status, Since: known.Since, LastSeen: known.LastSeen, Sessions: known.Sessions,
+			Groups: known.Groups, Stale: known.Stale,
 		}
 		if known.Epoch > 0 {
 			view.Epoch = &known.Epoch
-		}
-		for i, s := range known.Sessions {
-			view.Sessions[i] = sessionView{Session: s.ID, ExpiresAt: presence.FormatTime(s.ExpiresAt), Meta: s.Meta}
 		}
 		reply(w, http.StatusOK, view)
 	}

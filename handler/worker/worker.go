@@ -313,7 +313,7 @@ func (it *item) update() (eventlog.Update, bool) {
 	}
 	steps := []eventlog.Step{{Status: eventlog.Processing, At: it.began, Attempt: it.attempt}, end}
 	e := it.event
-	if it.readable && (e.User != "" || e.Key != "") {
+	if it.readable && e.Name() != "" {
 		steps = append([]eventlog.Step{{Status: eventlog.Detected, At: e.DetectedAt}}, steps...)
 	} else { // what could not be read makes no record; one that is there already is told of it
 		e = presence.Event{ID: e.ID}

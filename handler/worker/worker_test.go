@@ -3,6 +3,7 @@ package worker_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -148,8 +149,9 @@ func TestReplayOfAnExpiredKey(t *testing.T) {
 		at := time.Now().UTC().Truncate(time.Millisecond)
 		id := presence.KeyEventID(key, at.UnixMilli(), 1)
 		e := presence.Event{
-			ID: id, Type: presence.KeyExpired, Key: key, Epoch: at.UnixMilli(), Reason: presence.ReasonExpired,
-			DetectedAt: at, Traceparent: presence.TraceparentOf(id),
+			ID: id, Type: presence.KeyExpired, Subject: presence.Subject{Key: key},
+			Body:        presence.Body{Epoch: at.UnixMilli(), Reason: presence.ReasonExpired, DetectedAt: at},
+			Traceparent: presence.TraceparentOf(id),
 		}
 		if err := b.store.Write(t.Context(), []eventlog.Update{eventlogtest.Sent(e)}); err != nil {
 			t.Fatal(err)
@@ -742,5 +744,47 @@ func TestConcurrentBatches(t *testing.T) {
 		if r.Status() != eventlog.Done || len(r.History) != 3 {
 			t.Errorf("%+v", r.History)
 		}
+	}
+}
+
+// TestUsersRecordThatCannotBeRead: an event is never dead because of what is stored of its user. Junk there is written
+// anew; what a later version wrote keeps the event waiting, at its last delivery and among the dead letters too, while
+// the others are done, and it is done when a process can change the record.
+func TestUsersRecordThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path, _ := b.store.Path()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	put := func(user, text string) {
+		t.Helper()
+		if _, err := db.Exec("INSERT INTO users (id, document) VALUES (?, ?) ON CONFLICT DO UPDATE SET document = excluded.document", user, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later, junk, good := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2), eventlogtest.Online("cid", 3)
+	put("ann", `{"id":"ann","format":2,"epoch":"1","sessions":{}}`)
+	put("bob", `{"id":"bob","epoch":{},"sessions":7}`)
+	batch := []worker.Delivery{delivery(t, later, 0, maxDelivery), delivery(t, junk, 0, maxDelivery), delivery(t, good, 0, maxDelivery)}
+	for name, work := range map[string]func(context.Context, []worker.Delivery) error{"last delivery": b.work.Process, "dead letters": b.work.DeadLetters} {
+		if err := work(b.short(), batch); !errors.Is(err, eventlog.ErrLater) || !strings.Contains(err.Error(), "1 of 3") {
+			t.Errorf("%s: %v, want the one event to wait", name, err)
+		}
+	}
+	for _, e := range []presence.Event{junk, good} {
+		if u, _, err := b.store.User(t.Context(), e.User); err != nil || u.Epoch != e.Epoch || len(u.Sessions) != 1 {
+			t.Errorf("%s: %+v, %v", e.User, u, err)
+		}
+	}
+	if strings.Contains(b.history(later.ID), "dead") || !strings.Contains(b.lastDetail(later.ID), "finish the roll-out") {
+		t.Errorf("the event that waits: %s (%s)", b.history(later.ID), b.lastDetail(later.ID))
+	}
+	put("ann", `{"id":"ann","epoch":1}`)
+	b.mustProcess(delivery(t, later, 0, maxDelivery))
+	if u, _, err := b.store.User(t.Context(), "ann"); err != nil || u.Epoch != later.Epoch || len(b.sent) != 0 {
+		t.Errorf("when its record can be changed: %+v, %v; rejected %v", u, err, b.sent)
 	}
 }

@@ -84,9 +84,12 @@ func Offline(user string, n int) presence.Event {
 	epoch := at.UnixMilli() + int64(n)
 	id := presence.EventID(user, "web", presence.UserOffline, int64(n))
 	return presence.Event{
-		ID: id, Type: presence.UserOffline, User: user, Session: "web", Epoch: epoch, Reason: presence.ReasonExpired,
-		Deadline: at.Add(-20 * time.Millisecond), DetectedAt: at, LastSeen: at.Add(-45 * time.Second),
-		Groups: []string{"north", "facility:7"}, Life: "life-1", Generation: 3, Traceparent: presence.TraceparentOf(id),
+		ID: id, Type: presence.UserOffline, Subject: presence.Subject{User: user, Session: "web"},
+		Body: presence.Body{
+			Epoch: epoch, Reason: presence.ReasonExpired, Deadline: at.Add(-20 * time.Millisecond), DetectedAt: at, LastSeen: at.Add(-45 * time.Second),
+			Groups: []string{"north", "facility:7"}, Life: "life-1", Generation: 3,
+		},
+		Traceparent: presence.TraceparentOf(id),
 	}
 }
 
@@ -172,8 +175,9 @@ func largestEvent(t *testing.T, s Store) {
 func expiredKey(t *testing.T, s Store) {
 	id := presence.KeyEventID("ada", detectedAt.UnixMilli(), 1)
 	e := presence.Event{
-		ID: id, Type: presence.KeyExpired, Key: "ada", Epoch: detectedAt.UnixMilli(), Reason: presence.ReasonExpired,
-		DetectedAt: detectedAt, Life: "life-1", Traceparent: presence.TraceparentOf(id),
+		ID: id, Type: presence.KeyExpired, Subject: presence.Subject{Key: "ada"},
+		Body:        presence.Body{Epoch: detectedAt.UnixMilli(), Reason: presence.ReasonExpired, DetectedAt: detectedAt, Life: "life-1"},
+		Traceparent: presence.TraceparentOf(id),
 	}
 	write(t, s, Sent(e), Sent(Offline("ada", 1)))
 	if diff := cmp.Diff(e, event(t, s, id).Event, sameJSON); diff != "" {
@@ -467,7 +471,7 @@ func apply(t *testing.T, s Store) {
 		t.Errorf("online user (-want +got):\n%s", diff)
 	}
 
-	other := presence.Event{ID: again.ID, Type: "group.online", User: "ada", Epoch: again.Epoch + 1, DetectedAt: again.DetectedAt}
+	other := presence.Event{ID: again.ID, Type: "group.online", Subject: presence.Subject{User: "ada"}, Body: presence.Body{Epoch: again.Epoch + 1, DetectedAt: again.DetectedAt}}
 	if applied, err := s.Apply(t.Context(), other); applied || err != nil {
 		t.Errorf("an event of another kind: applied %v, %v; want false", applied, err)
 	}
