@@ -29,6 +29,7 @@ import (
 	"userconnectivity/handler/metrics"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 	"userconnectivity/handler/servicebus"
 	"userconnectivity/handler/sqlitestore"
@@ -58,7 +59,7 @@ type app struct {
 	cfg      config.Config
 	wrong    config.Problems
 	log      *slog.Logger
-	redis    *redisstore.Client
+	redis    *redisconn.Client
 	breaker  *maintenance.Set
 	store    *redisstore.Store
 	deferred *deferral.Store
@@ -93,7 +94,7 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 		Ping:  func(ctx context.Context, node string) error { return a.redis.Ping(ctx, node) },
 		Broke: func(node string) { a.redis.Abandon(node) },
 	})
-	a.redis = redisstore.NewClient(a.redisEndpoint(), cfg.App+"/"+cfg.Instance, a.breaker)
+	a.redis = redisconn.NewClient(a.redisEndpoint(), cfg.App+"/"+cfg.Instance, a.breaker)
 	a.redis.Log, a.redis.KeepSettings = log, !cfg.SetNotifications
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys, Log: log})
 	a.records, a.sender = a.newRecords(), a.newSender()
@@ -143,9 +144,9 @@ func (a *app) close() error {
 }
 
 // redisEndpoint chooses how Redis is reached: by URL, by host and access key, or by host and identity.
-func (a *app) redisEndpoint() redisstore.Endpoint {
+func (a *app) redisEndpoint() redisconn.Endpoint {
 	cfg := a.cfg
-	e := redisstore.Endpoint{
+	e := redisconn.Endpoint{
 		URL: string(cfg.RedisURL), Host: cfg.RedisHost, AccessKey: string(cfg.RedisAccessKey),
 		Unannounced: cfg.MaintenanceEvents == "off",
 	}
@@ -205,7 +206,7 @@ func (a *app) newSender() sender {
 // subscribe keeps the one subscription of this process, to expired events and to Azure's maintenance messages.
 // A process without the listener has one only where the budget of connections allows it.
 func (a *app) subscribe(ctx context.Context) {
-	s := redisstore.Subscriber{Maintenance: func(text string) { a.breaker.Notify(maintenance.Parse(text, time.Now())) }}
+	s := redisconn.Subscriber{Maintenance: func(text string) { a.breaker.Notify(maintenance.Parse(text, time.Now())) }}
 	if a.cfg.Listener {
 		s.Expired = a.listener.Ring
 	} else if !a.maySubscribe(ctx) {
@@ -254,12 +255,12 @@ func (a *app) maySubscribe(ctx context.Context) bool {
 }
 
 // budget is the arithmetic of connections with so many for each process.
-func (a *app) budget(perProcess int) redisstore.Budget {
+func (a *app) budget(perProcess int) redisconn.Budget {
 	limit := a.cfg.RedisMaxClients
 	if server, _, ok := a.redis.Server(); limit == 0 && ok {
 		limit = server.MaxClients
 	}
-	return redisstore.Budget{PerProcess: perProcess, Instances: a.cfg.MaxInstances, Limit: limit}
+	return redisconn.Budget{PerProcess: perProcess, Instances: a.cfg.MaxInstances, Limit: limit}
 }
 
 // closeTimeout bounds the end of a handler that is asked to end.
@@ -277,7 +278,7 @@ func run(ctx context.Context, environ []string, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("listen on FUNCTIONS_CUSTOMHANDLER_PORT: %w", err)
 	}
-	redisstore.LogTo(log)
+	redisconn.LogTo(log)
 	a := build(cfg, wrong, log)
 	a.tellSettings(ctx, environ)
 	// Requests may take long, so only their head has a deadline. Idle connections outlive the host's pool.

@@ -16,7 +16,7 @@ import (
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
-	"userconnectivity/handler/redisstore"
+	"userconnectivity/handler/redisconn"
 )
 
 const (
@@ -218,23 +218,23 @@ func (a *app) askRedis(ctx context.Context, part *health.Part, shown *redisFigur
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && breaker.Status == maintenance.Closed && a.redis.Fault() == nil:
 		// Others are answered, or the breaker would open soon: it is only far away or busy.
-		part.Warn("redis did not answer in time: " + redisstore.Cause(err).Error())
+		part.Warn("redis did not answer in time: " + redisconn.Cause(err).Error())
 	case err != nil && (allOpen || breaker.Status == maintenance.Closed):
 		// While the breaker is open no call finds out more than that.
-		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisstore.Cause(err)).Error())
+		part.Add(health.Down, cmp.Or(a.redis.Fault(), redisconn.Cause(err)).Error())
 	case breaker.Status == maintenance.Open:
 		part.Warn(breaker.Reason)
 	}
 	if err == nil {
 		switch all, refused := a.store.CheckWrites(ctx); {
 		case errors.Is(refused, context.DeadlineExceeded): // it answered the call before, and is only far away or busy
-			part.Note("whether heartbeats can be stored was not found out in time: " + redisstore.Cause(refused).Error())
+			part.Note("whether heartbeats can be stored was not found out in time: " + redisconn.Cause(refused).Error())
 		case all:
-			part.Add(health.Down, "no heartbeat can be stored: "+redisstore.Cause(refused).Error())
+			part.Add(health.Down, "no heartbeat can be stored: "+redisconn.Cause(refused).Error())
 		case refused != nil:
-			part.Warn("heartbeats of some users cannot be stored: " + redisstore.Cause(refused).Error())
+			part.Warn("heartbeats of some users cannot be stored: " + redisconn.Cause(refused).Error())
 		default: // what no such look finds
-			if refused := a.store.Refused(recent); refused != nil {
+			if refused := a.redis.Refused(recent); refused != nil {
 				part.Warn("some commands are refused: " + refused.Error())
 			}
 		}
@@ -490,18 +490,18 @@ func (a *app) processPart(context.Context) health.Part {
 
 // listenerFigures are what the part of the listener shows in an app that has it.
 type listenerFigures struct {
-	Running        bool                     `json:"running"`
-	LastSweepAt    *string                  `json:"lastSweepAt"`
-	LagMs          int64                    `json:"lagMs"`
-	LastLatenessMs int64                    `json:"lastLatenessMs"`
-	OutboxDepth    int64                    `json:"outboxDepth"`
-	OldestOutboxMs int64                    `json:"oldestOutboxMs"`
-	HoldUntil      *string                  `json:"holdUntil"`
-	Notifications  redisstore.Notifications `json:"notifications"`
-	Claimed        int64                    `json:"claimed"`
-	Relayed        int64                    `json:"relayed"`
-	Quarantined    int64                    `json:"quarantined"`
-	ForeignKeys    *foreignFigures          `json:"foreignKeys,omitempty"`
+	Running        bool                    `json:"running"`
+	LastSweepAt    *string                 `json:"lastSweepAt"`
+	LagMs          int64                   `json:"lagMs"`
+	LastLatenessMs int64                   `json:"lastLatenessMs"`
+	OutboxDepth    int64                   `json:"outboxDepth"`
+	OldestOutboxMs int64                   `json:"oldestOutboxMs"`
+	HoldUntil      *string                 `json:"holdUntil"`
+	Notifications  redisconn.Notifications `json:"notifications"`
+	Claimed        int64                   `json:"claimed"`
+	Relayed        int64                   `json:"relayed"`
+	Quarantined    int64                   `json:"quarantined"`
+	ForeignKeys    *foreignFigures         `json:"foreignKeys,omitempty"`
 }
 
 type foreignFigures struct {
@@ -561,7 +561,7 @@ func (a *app) listenerPart(ctx context.Context) health.Part {
 		part.Warn(fmt.Sprintf("%d expired keys of EXPIRATION_ROUTES became no event in the last hour: more expired at once than are kept in memory, or Redis was away", n))
 	}
 	switch {
-	case a.cfg.ExpirationRoutes != "" && s.Notifications == redisstore.NotificationsOff:
+	case a.cfg.ExpirationRoutes != "" && s.Notifications == redisconn.NotificationsOff:
 		part.Warn(s.NotificationsDetail)
 	case part.Status == "" || part.Status == health.OK:
 		part.Note(s.NotificationsDetail)

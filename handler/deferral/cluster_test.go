@@ -15,6 +15,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -24,9 +25,9 @@ func TestOnePrimaryAway(t *testing.T) {
 	t.Parallel()
 	// The primaries do not judge each other: the client does.
 	c := testkit.StartCluster(t, 3, 0, "--cluster-node-timeout", "60000")
-	var client *redisstore.Client
+	var client *redisconn.Client
 	breakers := maintenance.NewSet(maintenance.SetConfig{Log: quiet(), Ping: func(ctx context.Context, node string) error { return client.Ping(ctx, node) }})
-	client = redisstore.NewClient(redisstore.Endpoint{URL: "redis://" + c.Primaries[0].Addr}, "deferral", breakers)
+	client = redisconn.NewClient(redisconn.Endpoint{URL: "redis://" + c.Primaries[0].Addr}, "deferral", breakers)
 	t.Cleanup(func() { _ = client.Close() })
 	live := redisstore.New(client, redisstore.Config{Partitions: 16})
 	t.Cleanup(live.Close)
@@ -37,7 +38,7 @@ func TestOnePrimaryAway(t *testing.T) {
 	running.Go(func() { breakers.Run(ctx) })
 	running.Go(func() { s.Run(ctx) })
 	running.Go(func() {
-		client.Subscribe(ctx, redisstore.Subscriber{
+		client.Subscribe(ctx, redisconn.Subscriber{
 			Subscribed:  func() { stands <- struct{}{} },
 			Maintenance: func(text string) { breakers.Notify(maintenance.Parse(text, time.Now())) },
 		}, func(error) {})

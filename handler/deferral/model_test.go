@@ -17,6 +17,7 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -39,7 +40,7 @@ func TestSameState(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	server, prefix := testkit.Shared(t)
-	client := redisstore.NewClient(redisstore.Endpoint{URL: server.URL()}, "deferral", nil)
+	client := redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, "deferral", nil)
 	t.Cleanup(func() { _ = client.Close() })
 	var superseded, failed, kept int64
 	for i := range *modelScenarios {
@@ -87,7 +88,7 @@ type scenario struct {
 	story    []string
 }
 
-func newScenario(t *testing.T, rng *rand.Rand, client *redisstore.Client, prefix string, foreign bool) *scenario {
+func newScenario(t *testing.T, rng *rand.Rand, client *redisconn.Client, prefix string, foreign bool) *scenario {
 	s := &scenario{
 		t: t, rng: rng, foreign: foreign, lossy: !foreign && rng.IntN(2) == 0, slots: map[int]bool{}, seq: map[string]int64{},
 		base: time.Now().Add(-500 * time.Second),

@@ -10,6 +10,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -18,9 +19,9 @@ import (
 func TestRedisAway(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	var client *redisstore.Client
+	var client *redisconn.Client
 	breaker := maintenance.NewSet(maintenance.SetConfig{Log: quiet(), Ping: func(ctx context.Context, node string) error { return client.Ping(ctx, node) }})
-	client = redisstore.NewClient(redisstore.Endpoint{URL: server.URL()}, "deferral", breaker)
+	client = redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, "deferral", breaker)
 	t.Cleanup(func() { _ = client.Close() })
 	live := redisstore.New(client, redisstore.Config{Partitions: 4})
 	t.Cleanup(live.Close)

@@ -9,6 +9,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -23,13 +24,13 @@ type stall struct {
 func newStall(t *testing.T) *stall {
 	t.Helper()
 	server := testkit.Start(t)
-	var client *redisstore.Client
+	var client *redisconn.Client
 	breaker := maintenance.NewSet(maintenance.SetConfig{
 		Log:   quiet(),
 		Ping:  func(ctx context.Context, node string) error { return client.Ping(ctx, node) },
 		Broke: func(node string) { client.Abandon(node) },
 	})
-	client = redisstore.NewClient(redisstore.Endpoint{URL: server.URL()}, "stall", breaker)
+	client = redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, "stall", breaker)
 	t.Cleanup(func() { _ = client.Close() })
 	live := redisstore.New(client, redisstore.Config{Partitions: 4, LeaseKeys: true})
 	t.Cleanup(live.Close)

@@ -21,6 +21,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 	"userconnectivity/handler/sqlitestore"
 )
@@ -74,8 +75,8 @@ func setupOn(t *testing.T, server *testkit.Redis, prefix string) *bench {
 }
 
 // connect opens a client of its own, as each process has.
-func (b *bench) connect() (*redisstore.Client, *redisstore.Store) {
-	client := redisstore.NewClient(redisstore.Endpoint{URL: b.server.URL()}, "test", nil)
+func (b *bench) connect() (*redisconn.Client, *redisstore.Store) {
+	client := redisconn.NewClient(redisconn.Endpoint{URL: b.server.URL()}, "test", nil)
 	store := redisstore.New(client, redisstore.Config{Prefix: b.prefix, Partitions: partitions, LeaseKeys: true})
 	b.t.Cleanup(func() {
 		store.Close()
@@ -102,7 +103,7 @@ func (b *bench) listen(consumer string) (l *expiry.Listener, stop func()) {
 			l.RingAll()
 			b.subscriptions.Add(1)
 		}
-		client.Subscribe(ctx, redisstore.Subscriber{Subscribed: subscribed, Expired: l.Ring}, func(error) {})
+		client.Subscribe(ctx, redisconn.Subscriber{Subscribed: subscribed, Expired: l.Ring}, func(error) {})
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -310,7 +311,7 @@ func TestFromBeatToQueueAndLog(t *testing.T) {
 	b.until("the bell rings", func() bool { return l.State().Rings > 0 })
 	b.until("the state shows it all", func() bool {
 		s := l.State()
-		return s.Running && s.Claimed == 1 && s.Relayed == 2 && s.Outbox == 0 && s.Sweeps > 0 && s.Notifications == redisstore.NotificationsOn
+		return s.Running && s.Claimed == 1 && s.Relayed == 2 && s.Outbox == 0 && s.Sweeps > 0 && s.Notifications == redisconn.NotificationsOn
 	})
 	if s := l.State(); s.Lost != 0 || s.Quarantined != 0 || s.SweepError != "" || s.RelayError != "" || s.NotificationsDetail != "" || s.LastSweep.Before(s.Started) {
 		t.Errorf("%+v", s)
@@ -517,7 +518,7 @@ func TestNotificationsAreSwitchedOn(t *testing.T) {
 	b := setupOn(t, testkit.Start(t, "--notify-keyspace-events", ""), "uc:")
 	l, _ := b.listen("one")
 	b.until("they are on", func() bool {
-		return l.State().Notifications == redisstore.NotificationsOn && b.subscriptions.Load() == 1
+		return l.State().Notifications == redisconn.NotificationsOn && b.subscriptions.Load() == 1
 	})
 	flags, err := b.raw.ConfigGet(t.Context(), "notify-keyspace-events").Result()
 	if got := flags["notify-keyspace-events"]; err != nil || !strings.Contains(got, "E") || !strings.Contains(got, "x") {
@@ -554,7 +555,7 @@ func TestWithoutNotifications(t *testing.T) {
 		t.Errorf("events %s", got)
 	}
 	b.until("the state tells of it", func() bool { return l.State().NotificationsDetail != "" })
-	if s := l.State(); s.Rings != 0 || s.Notifications == redisstore.NotificationsOn || !strings.Contains(s.NotificationsDetail, "notify-keyspace-events") {
+	if s := l.State(); s.Rings != 0 || s.Notifications == redisconn.NotificationsOn || !strings.Contains(s.NotificationsDetail, "notify-keyspace-events") {
 		t.Errorf("%+v", s)
 	}
 }

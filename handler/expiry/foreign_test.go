@@ -15,6 +15,7 @@ import (
 	"userconnectivity/handler/expiry"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -90,7 +91,7 @@ func (b *bench) listenTo(consumer string, q *queues, routes string) (l *expiry.L
 	var wg sync.WaitGroup
 	wg.Go(func() { l.Run(ctx) })
 	wg.Go(func() {
-		client.Subscribe(ctx, redisstore.Subscriber{Expired: l.Ring, Subscribed: func() { l.RingAll(); stood() }}, func(error) {})
+		client.Subscribe(ctx, redisconn.Subscriber{Expired: l.Ring, Subscribed: func() { l.RingAll(); stood() }}, func(error) {})
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()

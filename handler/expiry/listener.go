@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -40,7 +41,7 @@ const (
 // Listener wakes for each deadline and for each expired event, and sweeps. The deadline index is the truth;
 // an expired event is a doorbell only (design D1).
 type Listener struct {
-	client  *redisstore.Client
+	client  *redisconn.Client
 	store   *redisstore.Store
 	relay   *Relay
 	log     *slog.Logger
@@ -86,7 +87,7 @@ type State struct {
 	Outbox int64
 	Oldest time.Duration
 	// Notifications says whether Redis publishes expired events; NotificationsDetail why it does not.
-	Notifications       redisstore.Notifications
+	Notifications       redisconn.Notifications
 	NotificationsDetail string
 	// SweepError and RelayError are the last faults, "" once it went well again.
 	SweepError, RelayError string
@@ -106,13 +107,13 @@ func (s State) Lag(now time.Time) time.Duration {
 }
 
 // NewListener returns a Listener; Run starts it.
-func NewListener(c *redisstore.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
+func NewListener(c *redisconn.Client, s *redisstore.Store, r *Relay, log *slog.Logger) *Listener {
 	l := &Listener{
 		client: c, store: s, relay: r, log: log, bell: make(chan struct{}, 1), foreign: make(chan foreignKey, foreignWaiting),
 		rung: make([]atomic.Bool, s.Partitions()), plan: make([]plan, s.Partitions()),
 		lateness: newLateness(),
 	}
-	l.state.Notifications = redisstore.NotificationsUnknown
+	l.state.Notifications = redisconn.NotificationsUnknown
 	l.watchdog.made, l.watchdog.lookEvery = time.Now(), lookEvery
 	return l
 }
@@ -355,7 +356,7 @@ func (l *Listener) settingsLoop(ctx context.Context) {
 		if asks := l.asks.Load(); asks > 0 || now.Sub(checked) >= settingsCheck {
 			checked = now
 			left := max(asks-1, 0)
-			if l.checkNotifications(ctx) != redisstore.NotificationsUnknown {
+			if l.checkNotifications(ctx) != redisconn.NotificationsUnknown {
 				left = 0
 			}
 			l.asks.CompareAndSwap(asks, left)
@@ -372,12 +373,12 @@ func (l *Listener) settingsLoop(ctx context.Context) {
 }
 
 // checkNotifications asks whether Redis publishes expired events, and remembers and returns the answer.
-func (l *Listener) checkNotifications(ctx context.Context) redisstore.Notifications {
+func (l *Listener) checkNotifications(ctx context.Context) redisconn.Notifications {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	state, err := l.client.EnsureNotifications(ctx)
 	detail := ""
-	if state != redisstore.NotificationsOn {
+	if state != redisconn.NotificationsOn {
 		detail = "Redis does not publish expired events, or does not say: the sweep finds every deadline without them. " +
 			"To switch them on, set notify-keyspace-events to Ex (Azure Managed Redis: property notifyKeyspaceEvents of the database)"
 		if l.relay.to.Routes != "" {

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"userconnectivity/handler/metrics"
-	"userconnectivity/handler/redisstore"
+	"userconnectivity/handler/redisconn"
 )
 
 func newLateness() prometheus.Histogram {
@@ -30,7 +30,7 @@ func (l *Listener) Collect(ch chan<- prometheus.Metric) {
 	metrics.Gauge(ch, "listener_claim_lateness_seconds", "From the deadline to the claim: the latest of the last sweep that claimed any.", s.Lateness.Seconds())
 	l.lateness.Collect(ch)
 	metrics.Gauge(ch, "listener_notifications_on", "1 when Redis publishes expired events, 0 when it does not or does not say.",
-		metrics.Bool(s.Notifications == redisstore.NotificationsOn))
+		metrics.Bool(s.Notifications == redisconn.NotificationsOn))
 	metrics.Counter(ch, "listener_rings_total", "Expired events of Redis that woke the sweep.", s.Rings)
 	metrics.Gauge(ch, "listener_outbox_events", "Events that wait to be sent, by the last sweep.", float64(s.Outbox))
 	metrics.Gauge(ch, "listener_outbox_oldest_age_seconds", "How long the oldest of them has waited.", s.Oldest.Seconds())

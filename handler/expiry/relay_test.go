@@ -24,6 +24,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -67,7 +68,7 @@ func newRelayRig(t *testing.T, server *testkit.Redis, prefix, addr string, parti
 }
 
 func (r *relayRig) connect(addr string) *redisstore.Store {
-	client := redisstore.NewClient(redisstore.Endpoint{URL: "redis://" + addr}, "test", nil)
+	client := redisconn.NewClient(redisconn.Endpoint{URL: "redis://" + addr}, "test", nil)
 	store := redisstore.New(client, redisstore.Config{Prefix: r.prefix, Partitions: r.partitions})
 	r.t.Cleanup(func() {
 		store.Close()

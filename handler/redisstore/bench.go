@@ -29,12 +29,12 @@ func (s *Store) RenewCall(beats []presence.Beat) ScriptCall {
 		it.at = whenRun
 	}
 	c := renewal{chunks: chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })}
-	c.call = s.renewalCall(c.chunks, len(items), 0)
+	c.Call = s.renewalCall(c.chunks, len(items), 0)
 	call := ScriptCall{Text: renewText}
-	for _, key := range c.keys {
+	for _, key := range c.Keys {
 		call.Keys = append(call.Keys, valueOf(key).(string))
 	}
-	for _, arg := range c.args {
+	for _, arg := range c.Args {
 		call.Args = append(call.Args, valueOf(arg))
 	}
 	return call

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/metrics"
+	"userconnectivity/handler/redisconn"
 )
 
 const (
@@ -32,7 +33,7 @@ type Census struct {
 type count struct {
 	at       time.Time
 	sessions int64
-	memory   Memories
+	memory   redisconn.Memories
 }
 
 // NewCensus returns a Census of s. Run takes it.
@@ -79,7 +80,7 @@ func (c *Census) Collect(ch chan<- prometheus.Metric) {
 
 // count asks for the sizes of the deadline indexes, and each server for its memory where that is allowed.
 func (s *Store) count(ctx context.Context) (count, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, redisconn.CommandTimeout)
 	defer cancel()
 	client, err := s.connect(ctx)
 	if err != nil {
@@ -90,7 +91,7 @@ func (s *Store) count(ctx context.Context) (count, error) {
 	for p := range sizes {
 		sizes[p] = pipe.ZCard(ctx, s.keys.in(p, "due"))
 	}
-	s.client.exec(ctx, pipe)
+	redisconn.Exec(ctx, pipe)
 	found := count{at: time.Now()}
 	for p, size := range sizes {
 		n, err := size.Result()
@@ -119,12 +120,12 @@ func (s *Store) Overdue(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	s.client.exec(ctx, pipe)
+	redisconn.Exec(ctx, pipe)
 	var overdue time.Duration
 	for p, cmd := range first {
 		sessions, err := cmd.Result()
 		if err != nil {
-			return 0, unavailable(fmt.Errorf("look at the deadlines of partition %d: %w", p, err))
+			return 0, redisconn.Unavailable(fmt.Errorf("look at the deadlines of partition %d: %w", p, err))
 		}
 		for _, z := range sessions {
 			overdue = max(overdue, due[0].Now.Sub(time.UnixMilli(int64(z.Score))))

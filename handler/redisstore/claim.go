@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"userconnectivity/handler/redisconn"
 )
 
 // Due is what a look at one partition's deadline index found.
@@ -29,18 +31,18 @@ func (d Due) Full() bool { return len(d.Members) == maxItems }
 // Due looks at the partitions' deadline indexes. It changes nothing. With an error it returns what it
 // found in the partitions that did answer.
 func (s *Store) Due(ctx context.Context, partitions []int) ([]Due, error) {
-	calls := make([]*call, len(partitions))
+	calls := make([]*redisconn.Call, len(partitions))
 	for n, p := range partitions {
 		calls[n] = s.newCall(dueScript, p, 0, 2)
-		calls[n].args = append(calls[n].args, maxItems, s.later.pass(p, time.Now()))
+		calls[n].Args = append(calls[n].Args, maxItems, s.later.pass(p, time.Now()))
 	}
 	fault := s.runBehind(ctx, partitionsATurn, calls...)
 	found := make([]Due, 0, len(partitions))
 	for n, p := range partitions {
-		if calls[n].err != nil {
+		if calls[n].Err != nil {
 			continue
 		}
-		d, err := dueOf(p, calls[n].cmd)
+		d, err := dueOf(p, calls[n].Cmd)
 		if err != nil {
 			fault = cmp.Or(fault, fmt.Errorf("read what is due in partition %d: %w", p, err))
 			continue
@@ -88,7 +90,7 @@ type Claims struct {
 // outbox, written by the same script (design D3). Two sweepers may claim the same: one wins. With an error it returns
 // what it claimed in the partitions that did answer.
 func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
-	var calls []*call
+	var calls []*redisconn.Call
 	var partitions []int // of the calls
 	var claims Claims
 	for _, d := range due {
@@ -101,12 +103,12 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 			}
 			user, session, ok := cutMember(m)
 			if ok {
-				c.keys = append(c.keys, s.keys.user(d.Partition, user), s.keys.lease(d.Partition, user, session))
+				c.Keys = append(c.Keys, s.keys.user(d.Partition, user), s.keys.lease(d.Partition, user, session))
 			} else {
 				user = ""
-				c.keys = append(c.keys, c.keys[0], c.keys[0])
+				c.Keys = append(c.Keys, c.Keys[0], c.Keys[0])
 			}
-			c.args = append(c.args, m, len(user))
+			c.Args = append(c.Args, m, len(user))
 		}
 		claims.Later += waiting
 		s.later.found(d.Partition, waiting, time.Now())
@@ -119,7 +121,7 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 	}
 	fault := s.runBehind(ctx, claimsATurn, calls...)
 	for n, c := range calls {
-		replies, err := c.replies((len(c.keys) - 4) / 2)
+		replies, err := c.Replies((len(c.Keys) - 4) / 2)
 		if err != nil {
 			fault = cmp.Or(fault, fmt.Errorf("read the claims: %w", err))
 			continue
@@ -144,12 +146,12 @@ func (s *Store) Claim(ctx context.Context, due []Due) (Claims, error) {
 }
 
 // runBehind runs calls of the background, so many a turn, and returns the first fault. Each call has its own.
-func (s *Store) runBehind(ctx context.Context, aTurn int, calls ...*call) (fault error) {
+func (s *Store) runBehind(ctx context.Context, aTurn int, calls ...*redisconn.Call) (fault error) {
 	for some := range slices.Chunk(calls, aTurn) {
-		err := s.door.through(ctx, background, func() error { return s.run(ctx, some...) })
+		err := s.client.Through(ctx, redisconn.Background, func() error { return s.run(ctx, some...) })
 		for _, c := range some {
-			if c.err == nil && c.cmd == nil {
-				c.err = err // they had no turn
+			if c.Err == nil && c.Cmd == nil {
+				c.Err = err // they had no turn
 			}
 		}
 		fault = cmp.Or(fault, err)

@@ -12,11 +12,12 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // beatItem is one beat on its way to Redis and back.
 type beatItem struct {
-	request
+	redisconn.Request
 	beat      presence.Beat
 	partition int
 
@@ -30,7 +31,7 @@ type beatItem struct {
 	outcome presence.BeatOutcome
 }
 
-var beatItems = sync.Pool{New: func() any { return &beatItem{request: request{done: make(chan struct{}, 1)}} }}
+var beatItems = sync.Pool{New: func() any { return new(beatItem) }}
 
 // Heartbeats applies beats in order. A single one shares its round trip with those of other requests; the
 // beats of a bulk go in round trips of their own, a few hundred at a time.
@@ -49,7 +50,7 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 		pointers[i] = &items[i]
 	}
 	for slice := range slices.Chunk(pointers, beatsATurn) {
-		err := s.door.through(ctx, bulk, func() error {
+		err := s.client.Through(ctx, redisconn.Bulk, func() error {
 			s.applyBeats(ctx, slice)
 			return firstErr(slice)
 		})
@@ -64,9 +65,9 @@ func (s *Store) Heartbeats(ctx context.Context, beats []presence.Beat) ([]presen
 }
 
 // firstErr returns the first fault of the items.
-func firstErr[T item](items []T) error {
+func firstErr[T redisconn.Item](items []T) error {
 	for _, it := range items {
-		if err := it.waiter().err; err != nil {
+		if err := it.Waiter().Err; err != nil {
 			return err
 		}
 	}
@@ -76,9 +77,9 @@ func firstErr[T item](items []T) error {
 // heartbeat applies one beat by way of the lane.
 func (s *Store) heartbeat(ctx context.Context, b *presence.Beat) (presence.BeatOutcome, error) {
 	it := beatItems.Get().(*beatItem)
-	*it = beatItem{request: request{ctx: ctx, done: it.done}, beat: *b}
+	*it = beatItem{Request: it.Again(ctx), beat: *b}
 	it.prepare(s)
-	handled, err := share(s, s.beats, it)
+	handled, err := s.beats.Share(it)
 	if !handled {
 		return presence.BeatOutcome{}, err // the lane may have the item still, so it is not used again
 	}
@@ -87,12 +88,10 @@ func (s *Store) heartbeat(ctx context.Context, b *presence.Beat) (presence.BeatO
 	return outcome, err
 }
 
-// flushBeats is the lane's flush.
-func (s *Store) flushBeats(items []*beatItem) {
-	flush(s, items, func(ctx context.Context, items []*beatItem) error {
-		s.applyBeats(ctx, items)
-		return nil
-	})
+// flushBeats is what the lane does.
+func (s *Store) flushBeats(ctx context.Context, items []*beatItem) error {
+	s.applyBeats(ctx, items)
+	return nil // each item has its own error
 }
 
 // applyBeats applies the beats of the items, in order for each user: first renew.lua, which does the usual
@@ -113,10 +112,10 @@ func (s *Store) applyBeats(ctx context.Context, items []*beatItem) {
 	}
 	failed := s.renew(ctx, plain)
 	s.beat(ctx, only(items, func(it *beatItem) bool {
-		if !it.renewed && it.err == nil {
-			it.err = failed[it.partition]
+		if !it.renewed && it.Err == nil {
+			it.Err = failed[it.partition]
 		}
-		return !it.renewed && it.err == nil
+		return !it.renewed && it.Err == nil
 	}))
 }
 
@@ -158,8 +157,8 @@ func unless(usual bool, value string) string {
 
 // renewal is a call of renew.lua, with the chunks in it.
 type renewal struct {
-	*call
-	*dating
+	*redisconn.Call
+	*redisconn.Dating
 	chunks []chunk[*beatItem]
 }
 
@@ -189,25 +188,25 @@ func (s *Store) renewals(chunks []chunk[*beatItem], together bool) []renewal {
 
 // renewal dates the beats of a renewal and makes its call.
 func (s *Store) renewal(r *renewal, beats int) {
-	r.dating = s.clockOf(r.chunks[0].partition).dating()
+	r.Dating = s.clockOf(r.chunks[0].partition).Dating()
 	for _, ch := range r.chunks {
 		for _, it := range ch.items {
-			it.at = r.received(it.beat.At, it.beat.Enqueued)
+			it.at = r.Received(it.beat.At, it.beat.Enqueued)
 		}
 	}
-	r.call = s.renewalCall(r.chunks, beats, r.dating)
+	r.Call = s.renewalCall(r.chunks, beats, r.Dating)
 }
 
 // renewalCall makes the call of renew.lua for so many beats; moved is by how many ms their dates must be moved.
-func (s *Store) renewalCall(chunks []chunk[*beatItem], beats int, moved any) *call {
-	c := &call{script: renewScript, keys: make([]any, 0, 2*(len(chunks)+beats)), args: make([]any, 0, 2+len(chunks)+2*beats)}
-	c.args = append(c.args, s.args[1], moved)
+func (s *Store) renewalCall(chunks []chunk[*beatItem], beats int, moved any) *redisconn.Call {
+	c := &redisconn.Call{Script: renewScript, Keys: make([]any, 0, 2*(len(chunks)+beats)), Args: make([]any, 0, 2+len(chunks)+2*beats)}
+	c.Args = append(c.Args, s.args[1], moved)
 	for _, ch := range chunks {
-		c.keys = append(c.keys, s.shared[ch.partition][:2]...)
-		c.args = append(c.args, len(ch.items))
+		c.Keys = append(c.Keys, s.shared[ch.partition][:2]...)
+		c.Args = append(c.Args, len(ch.items))
 		for _, it := range ch.items {
-			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.at, &it.special)
+			c.Keys = append(c.Keys, &it.userKey, &it.leaseKey)
+			c.Args = append(c.Args, &it.at, &it.special)
 		}
 	}
 	return c
@@ -216,42 +215,41 @@ func (s *Store) renewalCall(chunks []chunk[*beatItem], beats int, moved any) *ca
 // renew runs renew.lua and marks the items that it did. It returns the partitions where it failed, with the fault.
 func (s *Store) renew(ctx context.Context, items []*beatItem) (failed map[int]error) {
 	chunks := chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })
-	renewals := s.renewals(chunks, s.client.oneServer() && !s.apart.Load())
+	renewals := s.renewals(chunks, s.client.Together())
 	s.runRenewals(ctx, renewals)
-	if slices.ContainsFunc(renewals, func(r renewal) bool { return redis.HasErrorPrefix(r.err, "CROSSSLOT") }) {
+	if slices.ContainsFunc(renewals, func(r renewal) bool { return redis.HasErrorPrefix(r.Err, "CROSSSLOT") }) {
 		// One address, and a cluster behind it. Nothing was renewed: such a call is refused before it is run.
-		s.apart.Store(true)
 		renewals = s.renewals(chunks, false)
 		s.runRenewals(ctx, renewals)
 	}
 	for _, r := range renewals {
-		if r.err == nil {
-			r.err = r.read()
+		if r.Err == nil {
+			r.Err = r.read()
 		}
-		if r.err == nil {
+		if r.Err == nil {
 			continue
 		}
 		if failed == nil {
 			failed = map[int]error{}
 		}
 		for _, ch := range r.chunks {
-			failed[ch.partition] = fmt.Errorf("renew %d sessions: %w", len(ch.items), r.err)
+			failed[ch.partition] = fmt.Errorf("renew %d sessions: %w", len(ch.items), r.Err)
 		}
 	}
 	return failed
 }
 
 func (s *Store) runRenewals(ctx context.Context, renewals []renewal) {
-	calls := make([]*call, len(renewals))
+	calls := make([]*redisconn.Call, len(renewals))
 	for i, r := range renewals {
-		calls[i] = r.call
+		calls[i] = r.Call
 	}
 	_ = s.run(ctx, calls...) // each call has its own error
 }
 
 // read reads renew.lua's answer.
 func (r renewal) read() error {
-	rest, err := r.cmd.Text()
+	rest, err := r.Cmd.Text()
 	if err != nil {
 		return err
 	}
@@ -277,7 +275,7 @@ func (r renewal) read() error {
 			}
 			epoch, seq, _ := strings.Cut(text, ",")
 			it.outcome = presence.BeatOutcome{
-				Change: presence.ChangeRenewed, Status: presence.Online, Epoch: n.parse(epoch, 0), ExpiresAt: time.UnixMilli(r.applied(it.at, now) + ahead + (it.ttlSeconds+it.graceSeconds)*1000).UTC(),
+				Change: presence.ChangeRenewed, Status: presence.Online, Epoch: n.parse(epoch, 0), ExpiresAt: time.UnixMilli(r.Applied(it.at, now) + ahead + (it.ttlSeconds+it.graceSeconds)*1000).UTC(),
 			}
 			if seq != "" {
 				last := n.parse(seq, 0)
@@ -288,7 +286,7 @@ func (r renewal) read() error {
 			}
 		}
 		if !n.bad {
-			r.learn(now)
+			r.Learn(now)
 		}
 	}
 	return nil
@@ -297,27 +295,27 @@ func (r renewal) read() error {
 // beat runs heartbeat.lua.
 func (s *Store) beat(ctx context.Context, items []*beatItem) {
 	chunks := chunksOf(items, s.keys.partitions, func(it *beatItem) int { return it.partition })
-	calls := make([]*call, len(chunks))
+	calls := make([]*redisconn.Call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newDatedCall(heartbeatScript, ch.partition, len(ch.items), 9)
 		for _, it := range ch.items {
-			it.at = c.dating.received(it.beat.At, it.beat.Enqueued)
-			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.at,
+			it.at = c.Dating.Received(it.beat.At, it.beat.Enqueued)
+			c.Keys = append(c.Keys, &it.userKey, &it.leaseKey)
+			c.Args = append(c.Args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.at,
 				&it.seq, &it.groups, &it.meta, &it.beat.Traceparent)
 		}
 		calls[n] = c
 	}
 	_ = s.run(ctx, calls...) // each call has its own error
 	for n, ch := range chunks {
-		replies, err := calls[n].datedReplies(len(ch.items))
+		replies, err := calls[n].DatedReplies(len(ch.items))
 		for k, it := range ch.items {
 			if err != nil {
-				it.err = fmt.Errorf("apply %d beats: %w", len(ch.items), err)
+				it.Err = fmt.Errorf("apply %d beats: %w", len(ch.items), err)
 				continue
 			}
 			text, _ := replies[k].(string)
-			if it.outcome, it.err = beatOutcome(text); it.outcome.Change == presence.ChangeLater {
+			if it.outcome, it.Err = beatOutcome(text); it.outcome.Change == presence.ChangeLater {
 				s.later.refused.Add(1)
 				s.later.tell("the record of a user with a heartbeat")
 			}

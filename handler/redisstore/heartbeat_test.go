@@ -14,6 +14,7 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // TestPartitionsStay: a user's partition is the same for ever, that of FNV-1a.
@@ -35,7 +36,7 @@ func TestChunks(t *testing.T) {
 	t.Parallel()
 	const partitions = 5
 	rng := rand.New(rand.NewPCG(1, 2))
-	store := New(NewClient(Endpoint{}, "chunks", nil), Config{Partitions: partitions})
+	store := New(redisconn.NewClient(redisconn.Endpoint{}, "chunks", nil), Config{Partitions: partitions})
 	for _, n := range []int{0, 1, 2, maxItems, maxItems + 1, 1000, 3 * maxItems * partitions} {
 		items := make([]*beatItem, n)
 		for i := range items {
@@ -99,7 +100,7 @@ func (b *bench) calls() (n int) {
 func TestBeatsOfAllPartitionsTogether(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t)
-	b := newBench(t, server.Client(), Endpoint{URL: server.URL()}, "uc", 16)
+	b := newBench(t, server.Client(), redisconn.Endpoint{URL: server.URL()}, "uc", 16)
 	users := usersOf(b.store)
 	beats := beatsOf(users)
 	if _, err := b.store.Heartbeats(t.Context(), beats); err != nil {
@@ -131,8 +132,8 @@ func TestBeatsOfAllPartitionsTogether(t *testing.T) {
 	}
 	b.store.applyBeats(t.Context(), items)
 	for p, it := range items {
-		if failed := it.err != nil; failed != (p == broken) {
-			t.Errorf("partition %d: %v", p, it.err)
+		if failed := it.Err != nil; failed != (p == broken) {
+			t.Errorf("partition %d: %v", p, it.Err)
 		}
 	}
 }
@@ -147,7 +148,7 @@ func TestOneAddressOfACluster(t *testing.T) {
 	if err := raw.Do(t.Context(), "acl", "setuser", "app", "on", ">secret", "~*", "&*", "+@all", "-info", "-cluster").Err(); err != nil {
 		t.Fatal(err)
 	}
-	b := newBench(t, raw, Endpoint{URL: "redis://app:secret@" + c.Primaries[0].Addr}, "uc", 16)
+	b := newBench(t, raw, redisconn.Endpoint{URL: "redis://app:secret@" + c.Primaries[0].Addr}, "uc", 16)
 	users := usersOf(b.store)
 	for _, want := range []presence.Change{presence.ChangeOnline, presence.ChangeRenewed, presence.ChangeRenewed} {
 		b.calls()
@@ -161,7 +162,7 @@ func TestOneAddressOfACluster(t *testing.T) {
 			}
 		}
 	}
-	if !b.store.apart.Load() || !b.store.client.oneServer() {
+	if b.store.client.Together() || !b.store.client.OneServer() {
 		t.Fatal("the server did not refuse, or was known as a cluster")
 	}
 	if n := b.calls(); n != 16 {
@@ -176,8 +177,8 @@ func TestUnexpectedAnswers(t *testing.T) {
 		nil, int64(3), "", "1700000000000", "1700000000000\n5\n6\n7", "x\n5\n6", "1700000000000\nx\n6", "1700000000000\n5,x\n6",
 		[]any{"1700000000000", "5", "6"},
 	} {
-		r := renewal{call: &call{cmd: redis.NewCmd(context.Background())}, dating: newClock().dating(), chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
-		r.cmd.SetVal(answer)
+		r := renewal{Call: &redisconn.Call{Cmd: redis.NewCmd(context.Background())}, Dating: redisconn.NewClock().Dating(), chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
+		r.Cmd.SetVal(answer)
 		if err := r.read(); err == nil {
 			t.Errorf("%v was read as %+v", answer, *r.chunks[0].items[0])
 		}

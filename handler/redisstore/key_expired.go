@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"userconnectivity/handler/redisconn"
 )
 
 const (
@@ -23,7 +25,7 @@ func (s *Store) Ours(key string) bool { return s.keys.ours(key) }
 func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
 	written := 0
 	for some := range slices.Chunk(keys, foreignATurn) {
-		var calls []*call
+		var calls []*redisconn.Call
 		for _, c := range chunksOf(some, s.keys.partitions, s.keys.partition) {
 			calls = append(calls, s.keyExpired(c.partition, ListenerLease, c.items))
 		}
@@ -31,7 +33,7 @@ func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
 			return written, fmt.Errorf("report %d foreign keys: %w", len(keys), err)
 		}
 		for _, c := range calls {
-			n, err := c.cmd.Int()
+			n, err := c.Cmd.Int()
 			if err != nil {
 				return written, fmt.Errorf("read how many foreign keys were reported: %w", err)
 			}
@@ -44,7 +46,7 @@ func (s *Store) KeysExpired(ctx context.Context, keys []string) (int, error) {
 // HoldListener takes the listener leases that nobody holds, and renews our own, for the time given: ListenerLease, or
 // a millisecond to leave them to others.
 func (s *Store) HoldListener(ctx context.Context, lease time.Duration) error {
-	calls := make([]*call, s.Partitions())
+	calls := make([]*redisconn.Call, s.Partitions())
 	for p := range calls {
 		calls[p] = s.keyExpired(p, lease, nil)
 	}
@@ -54,11 +56,11 @@ func (s *Store) HoldListener(ctx context.Context, lease time.Duration) error {
 	return nil
 }
 
-func (s *Store) keyExpired(p int, lease time.Duration, keys []string) *call {
+func (s *Store) keyExpired(p int, lease time.Duration, keys []string) *redisconn.Call {
 	c := s.newCall(keyExpiredScript, p, 1, 1+len(keys))
-	c.keys, c.args = append(c.keys, s.keys.in(p, "listener")), append(c.args, lease.Milliseconds())
+	c.Keys, c.Args = append(c.Keys, s.keys.in(p, "listener")), append(c.Args, lease.Milliseconds())
 	for _, key := range keys {
-		c.args = append(c.args, key)
+		c.Args = append(c.Args, key)
 	}
 	return c
 }

@@ -6,6 +6,7 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // TestRecordWithALaterDeadline: a session whose score has passed is not ended while its record has a later deadline, as a
@@ -22,7 +23,7 @@ func TestRecordWithALaterDeadline(t *testing.T) {
 			server := testkit.Start(t)
 			raw := server.Client()
 			t.Cleanup(func() { _ = raw.Close() })
-			client := NewClient(Endpoint{URL: server.URL()}, "lazy", nil)
+			client := redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, "lazy", nil)
 			t.Cleanup(func() { _ = client.Close() })
 			s := New(client, Config{Partitions: 1, LeaseKeys: true})
 			t.Cleanup(s.Close)

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // leaveItem is one leave on its way to Redis and back.
 type leaveItem struct {
-	request
+	redisconn.Request
 	leave             presence.Leave
 	partition         int
 	userKey, leaseKey string
@@ -25,7 +26,7 @@ type leaveItem struct {
 func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence.LeaveOutcome, error) {
 	if len(leaves) == 1 {
 		it := s.leaveItem(ctx, leaves[0])
-		if handled, err := share(s, s.leaves, it); !handled || err != nil {
+		if handled, err := s.leaves.Share(it); !handled || err != nil {
 			return nil, err
 		}
 		return []presence.LeaveOutcome{it.outcome}, nil
@@ -35,7 +36,7 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 		items[i] = s.leaveItem(ctx, l)
 	}
 	for some := range slices.Chunk(items, leavesATurn) {
-		err := s.door.through(ctx, bulk, func() error {
+		err := s.client.Through(ctx, redisconn.Bulk, func() error {
 			s.applyLeaves(ctx, some)
 			return firstErr(some)
 		})
@@ -53,38 +54,36 @@ func (s *Store) Leaves(ctx context.Context, leaves []presence.Leave) ([]presence
 func (s *Store) leaveItem(ctx context.Context, l presence.Leave) *leaveItem {
 	p := s.keys.partition(l.User)
 	return &leaveItem{
-		request: newRequest(ctx), leave: l, partition: p, seq: seqArg(l.Seq),
+		Request: redisconn.NewRequest(ctx), leave: l, partition: p, seq: seqArg(l.Seq),
 		userKey: s.keys.user(p, l.User), leaseKey: s.keys.lease(p, l.User, l.Session),
 	}
 }
 
-// flushLeaves is the lane's flush.
-func (s *Store) flushLeaves(items []*leaveItem) {
-	flush(s, items, func(ctx context.Context, items []*leaveItem) error {
-		s.applyLeaves(ctx, items)
-		return nil
-	})
+// flushLeaves is what the lane does.
+func (s *Store) flushLeaves(ctx context.Context, items []*leaveItem) error {
+	s.applyLeaves(ctx, items)
+	return nil // each item has its own error
 }
 
 // applyLeaves applies leaves in order, in one round trip. A leave with an error may have been applied.
 func (s *Store) applyLeaves(ctx context.Context, items []*leaveItem) {
 	chunks := chunksOf(items, s.keys.partitions, func(it *leaveItem) int { return it.partition })
-	calls := make([]*call, len(chunks))
+	calls := make([]*redisconn.Call, len(chunks))
 	for n, ch := range chunks {
 		c := s.newDatedCall(leaveScript, ch.partition, len(ch.items), 5)
 		for _, it := range ch.items {
-			it.at = c.dating.received(it.leave.At, time.Time{})
-			c.keys = append(c.keys, &it.userKey, &it.leaseKey)
-			c.args = append(c.args, &it.leave.User, &it.leave.Session, &it.at, &it.seq, &it.leave.Traceparent)
+			it.at = c.Dating.Received(it.leave.At, time.Time{})
+			c.Keys = append(c.Keys, &it.userKey, &it.leaseKey)
+			c.Args = append(c.Args, &it.leave.User, &it.leave.Session, &it.at, &it.seq, &it.leave.Traceparent)
 		}
 		calls[n] = c
 	}
 	_ = s.run(ctx, calls...) // each call has its own error
 	for n, ch := range chunks {
-		replies, err := calls[n].datedReplies(len(ch.items))
+		replies, err := calls[n].DatedReplies(len(ch.items))
 		for k, it := range ch.items {
 			if err != nil {
-				it.err = fmt.Errorf("apply %d leaves: %w", len(ch.items), err)
+				it.Err = fmt.Errorf("apply %d leaves: %w", len(ch.items), err)
 				continue
 			}
 			text, _ := replies[k].(string)

@@ -22,6 +22,7 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 var (
@@ -133,7 +134,7 @@ type modelBench struct {
 	shared *modelShared
 	tally  tally
 	rig    *rig
-	client *Client
+	client *redisconn.Client
 	raw    *redis.Client
 }
 
@@ -141,18 +142,18 @@ func newModelBench(t *testing.T, shared *modelShared, sum tally) *modelBench {
 	t.Helper()
 	server := testkit.Start(t)
 	b := &modelBench{
-		t: t, shared: shared, tally: sum, rig: &rig{}, client: NewClient(Endpoint{URL: server.URL()}, "model", nil),
+		t: t, shared: shared, tally: sum, rig: &rig{}, client: redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, "model", nil),
 		raw: redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1}),
 	}
 	t.Cleanup(func() {
 		_ = b.client.Close()
 		_ = b.raw.Close()
 	})
-	hooked, err := b.client.connect(t.Context())
+	hooked, err := b.client.Connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	hooked.(*live).AddHook(b.rig)
+	hooked.AddHook(b.rig)
 	return b
 }
 
@@ -205,7 +206,7 @@ func (b *modelBench) run(seed uint64, number, steps int) (wrong string) {
 		leases: rng.IntN(8) > 0, enact: rng.IntN(4) > 0, bulk: 2 + rng.IntN(8),
 	}
 	s.store = New(b.client, Config{Prefix: fmt.Sprintf("m%d:", number), Partitions: 1, LeaseKeys: s.leases})
-	s.store.clockOf = func(int) *clock { return stillClock() }
+	s.store.clockOf = func(int) *redisconn.Clock { return stillClock() }
 	s.m.life = s.store.args[0].(string)
 	users := 1 + rng.IntN(5)
 	s.names = []string{presence.DefaultSession, "a", "tab:~1=+-|@._", "z"}[:1+rng.IntN(4)]
@@ -352,9 +353,10 @@ type batch[T any] struct {
 var still = time.UnixMilli(1_700_000_000_000)
 
 // stillClock is a clock that dates what is sent at still by the clock of the rig's Redis.
-func stillClock() *clock {
-	distance := time.Duration(stillAt) * time.Millisecond
-	return &clock{dial: dial{begun: still, known: true, distance: distance, before: distance}}
+func stillClock() *redisconn.Clock {
+	c := redisconn.NewClock()
+	c.Learn(time.UnixMilli(stillAt), 0, still, still)
+	return c
 }
 
 // aged gives each item the time that makes it as old as it should be.

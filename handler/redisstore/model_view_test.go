@@ -57,12 +57,12 @@ type viewEnded struct {
 func views(ctx context.Context, s *Store, users []string) ([]view, error) {
 	c := s.newCall(viewScript, 0, len(users), 0)
 	for _, u := range users {
-		c.keys = append(c.keys, s.keys.user(0, u))
+		c.Keys = append(c.Keys, s.keys.user(0, u))
 	}
 	if err := s.run(ctx, c); err != nil {
 		return nil, err
 	}
-	texts, err := c.cmd.StringSlice()
+	texts, err := c.Cmd.StringSlice()
 	if err != nil {
 		return nil, err
 	}

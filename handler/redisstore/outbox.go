@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // relayGroup is the consumer group of the relays.
@@ -58,16 +59,16 @@ func (s *Store) Outbox(consumer string) *Outbox {
 
 // connect returns the shared client when it is the caller's turn, and what ends that.
 func (o *Outbox) connect(ctx context.Context) (client redis.UniversalClient, done func(), err error) {
-	if client, err = o.store.client.connect(ctx); err != nil {
+	if client, err = o.store.client.Connect(ctx); err != nil {
 		return nil, nil, err
 	}
-	if !o.store.client.oneServer() {
+	if !o.store.client.OneServer() {
 		return client, func() {}, nil
 	}
 	if err := take(ctx, o.turn, "the relay's call before"); err != nil {
 		return nil, nil, err
 	}
-	leave, err := o.store.door.enter(ctx, background)
+	leave, err := o.store.client.Enter(ctx, redisconn.Background)
 	if err != nil {
 		<-o.turn
 		return nil, nil, err
@@ -114,7 +115,7 @@ func (o *Outbox) messages(ctx context.Context, p int, from string, limit int) (m
 	if redis.HasErrorPrefix(err, "NOGROUP") {
 		// Created at 0: what was written before there was a relay counts too.
 		if err := client.XGroupCreateMkStream(ctx, stream, relayGroup, "0").Err(); err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP") {
-			return nil, unavailable(fmt.Errorf("create the relay's group: %w", err))
+			return nil, redisconn.Unavailable(fmt.Errorf("create the relay's group: %w", err))
 		}
 		streams, err = client.XReadGroup(ctx, args).Result()
 	}
@@ -122,7 +123,7 @@ func (o *Outbox) messages(ctx context.Context, p int, from string, limit int) (m
 	case errors.Is(err, redis.Nil):
 		return nil, nil
 	case err != nil:
-		return nil, unavailable(fmt.Errorf("read the outbox of partition %d: %w", p, err))
+		return nil, redisconn.Unavailable(fmt.Errorf("read the outbox of partition %d: %w", p, err))
 	}
 	for _, s := range streams {
 		messages = append(messages, s.Messages...)
@@ -165,7 +166,7 @@ func (o *Outbox) idle(ctx context.Context, p int, idle time.Duration, from strin
 	case redis.HasErrorPrefix(err, "NOGROUP") || errors.Is(err, redis.Nil):
 		return nil, "", nil // no relay has read anything yet
 	case err != nil:
-		return nil, "", unavailable(fmt.Errorf("look for pending entries of partition %d: %w", p, err))
+		return nil, "", redisconn.Unavailable(fmt.Errorf("look for pending entries of partition %d: %w", p, err))
 	}
 	for _, e := range pending {
 		ids = append(ids, e.ID)
@@ -200,7 +201,7 @@ func (o *Outbox) claim(ctx context.Context, p int, idle time.Duration, ids []str
 	stream := o.store.keys.outbox(p)
 	ours, err := client.XClaimJustID(ctx, &redis.XClaimArgs{Stream: stream, Group: relayGroup, Consumer: o.consumer, MinIdle: idle, Messages: ids}).Result()
 	if err != nil {
-		return nil, unavailable(fmt.Errorf("take over entries of partition %d: %w", p, err))
+		return nil, redisconn.Unavailable(fmt.Errorf("take over entries of partition %d: %w", p, err))
 	}
 	if len(ours) == 0 {
 		return nil, nil
@@ -211,7 +212,7 @@ func (o *Outbox) claim(ctx context.Context, p int, idle time.Duration, ids []str
 		reads[i] = pipe.XRange(ctx, stream, id, id)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, unavailable(fmt.Errorf("read entries of partition %d that were taken over: %w", p, err))
+		return nil, redisconn.Unavailable(fmt.Errorf("read entries of partition %d that were taken over: %w", p, err))
 	}
 	messages := make([]redis.XMessage, len(ours))
 	for i, read := range reads {
@@ -248,7 +249,7 @@ func (o *Outbox) setIdle(ctx context.Context, p int, ids []string, idle time.Dur
 		err = client.Do(ctx, append(args, "IDLE", idle.Milliseconds(), "JUSTID")...).Err()
 		done()
 		if err != nil && !errors.Is(err, redis.Nil) {
-			return unavailable(fmt.Errorf("set how long entries of partition %d are pending: %w", p, err))
+			return redisconn.Unavailable(fmt.Errorf("set how long entries of partition %d are pending: %w", p, err))
 		}
 	}
 	return nil
@@ -276,7 +277,7 @@ func (o *Outbox) remove(ctx context.Context, p int, ids []string) error {
 		return nil
 	})
 	if err != nil {
-		return unavailable(fmt.Errorf("acknowledge %d entries of partition %d: %w", len(ids), p, err))
+		return redisconn.Unavailable(fmt.Errorf("acknowledge %d entries of partition %d: %w", len(ids), p, err))
 	}
 	return nil
 }
@@ -345,7 +346,7 @@ func (o *Outbox) quarantine(ctx context.Context, p int, what, content string) er
 		Stream: o.store.keys.in(p, "quarantine"), MaxLen: 1000, Approx: true,
 		Values: []any{"key", o.store.keys.outbox(p), "what", what, "content", content},
 	}).Err(); err != nil {
-		return unavailable(fmt.Errorf("put an outbox entry in quarantine: %w", err))
+		return redisconn.Unavailable(fmt.Errorf("put an outbox entry in quarantine: %w", err))
 	}
 	o.quarantined.Add(1)
 	return nil
@@ -364,7 +365,7 @@ func (o *Outbox) Lag(ctx context.Context, now time.Time) (time.Duration, error) 
 		first[p] = pipe.XRangeN(ctx, o.store.keys.outbox(p), "-", "+", 1)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return 0, unavailable(fmt.Errorf("read the oldest entries: %w", err))
+		return 0, redisconn.Unavailable(fmt.Errorf("read the oldest entries: %w", err))
 	}
 	var oldest time.Duration
 	for _, cmd := range first {

@@ -101,7 +101,7 @@ func TestRecordsReadAlikeInGoAndLua(t *testing.T) {
 	for i, r := range records {
 		key := b.store.keys.user(0, "copy"+strconv.Itoa(i))
 		values = append(values, key, r)
-		read.keys = append(read.keys, key)
+		read.Keys = append(read.Keys, key)
 	}
 	if err := b.raw.MSet(ctx, values...).Err(); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestRecordsReadAlikeInGoAndLua(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := 0
-	for i, got := range read.cmd.Val().([]any) {
+	for i, got := range read.Cmd.Val().([]any) {
 		want := parsedTexts(records[i])
 		inGo, inLua := len(want) > 0, len(got.([]any)) > 0
 		switch {

@@ -3,10 +3,8 @@
 package redisstore
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -16,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // DefaultPrefix is in front of every key.
@@ -37,25 +36,22 @@ type Config struct {
 
 // Store is the live state. It is safe for concurrent use and does no I/O before its first call.
 type Store struct {
-	client *Client
+	client *redisconn.Client
 	keys   keys
 	// shared are KEYS 1 to 4 of each partition's scripts, and args ARGV 1 and 2.
 	shared [][4]any
 	args   [2]any
 	// clockOf returns the clock by which what goes to a partition is dated.
-	clockOf func(partition int) *clock
-	beats   *lane[*beatItem]
-	reads   *lane[*readItem]
-	leaves  *lane[*leaveItem]
-	door    *door
+	clockOf func(partition int) *redisconn.Clock
+	beats   *redisconn.Lane[*beatItem]
+	reads   *redisconn.Lane[*readItem]
+	leaves  *redisconn.Lane[*leaveItem]
 	checked atomic.Bool // the recorded number of partitions was compared with ours
-	apart   atomic.Bool // the server refused a script with keys of several partitions
 	later   later
-	refused atomic.Pointer[lastRefusal]
 }
 
 // New returns a Store on the shared client.
-func New(c *Client, cfg Config) *Store {
+func New(c *redisconn.Client, cfg Config) *Store {
 	if cfg.Prefix == "" {
 		cfg.Prefix = DefaultPrefix
 	}
@@ -67,175 +63,70 @@ func New(c *Client, cfg Config) *Store {
 		client: c,
 		keys:   newKeys(cfg.Prefix, cfg.Partitions),
 		args:   [2]any{rand.Text()[:10], leases},
-		door:   newDoor(c),
 	}
 	for p := range cfg.Partitions {
 		s.shared = append(s.shared, s.keys.shared(p))
 	}
 	s.clockOf = s.clockOfServer
 	s.later.log, s.later.passed = cfg.Log, make([]passed, cfg.Partitions)
-	s.beats, s.leaves, s.reads = newLane(s.flushBeats), newLane(s.flushLeaves), newLane(s.flushReads)
+	s.beats, s.leaves, s.reads = redisconn.NewLane(c, s.flushBeats), redisconn.NewLane(c, s.flushLeaves), redisconn.NewLane(c, s.flushReads)
 	return s
 }
 
 // Close ends the goroutines that gather requests. Requests still under way end by their own deadlines.
 func (s *Store) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), redisconn.CommandTimeout)
 	defer cancel()
-	s.beats.stop(ctx)
-	s.leaves.stop(ctx)
-	s.reads.stop(ctx)
+	s.beats.Stop(ctx)
+	s.leaves.Stop(ctx)
+	s.reads.Stop(ctx)
 }
 
 // Partitions returns how many partitions the state has.
 func (s *Store) Partitions() int { return s.keys.partitions }
 
+// clockOfServer returns the clock of the server that has a partition.
+func (s *Store) clockOfServer(p int) *redisconn.Clock { return s.client.ClockOf(s.keys.outbox(p)) }
+
 // LeasePartition returns the partition of a lease key, and false for a key that is none of ours.
 func (s *Store) LeasePartition(key string) (int, bool) { return s.keys.leasePartition(key) }
 
-// call is one run of a script. Keys and args may be pointers: go-redis writes what they point to.
-type call struct {
-	script     *redis.Script
-	keys, args []any
-	dating     *dating // of a call with items that are dated
-	cmd        *redis.Cmd
-	err        error // set by run
-}
-
 // newCall begins a call of a script on partition p, with room for items of two keys and argsPerItem args each.
-func (s *Store) newCall(script *redis.Script, p, items, argsPerItem int) *call {
-	c := &call{script: script, keys: make([]any, 0, 4+2*items), args: make([]any, 0, 3+argsPerItem*items)}
-	c.keys, c.args = append(c.keys, s.shared[p][:]...), append(c.args, s.args[:]...)
+func (s *Store) newCall(script *redis.Script, p, items, argsPerItem int) *redisconn.Call {
+	c := &redisconn.Call{Script: script, Keys: make([]any, 0, 4+2*items), Args: make([]any, 0, 3+argsPerItem*items)}
+	c.Keys, c.Args = append(c.Keys, s.shared[p][:]...), append(c.Args, s.args[:]...)
 	return c
 }
 
 // newDatedCall is newCall for a script that takes when its items were received. Its answers end with the server's time.
-func (s *Store) newDatedCall(script *redis.Script, p, items, argsPerItem int) *call {
+func (s *Store) newDatedCall(script *redis.Script, p, items, argsPerItem int) *redisconn.Call {
 	c := s.newCall(script, p, items, argsPerItem)
-	c.dating = s.clockOf(p).dating()
-	c.args = append(c.args, c.dating)
+	c.Dating = s.clockOf(p).Dating()
+	c.Args = append(c.Args, c.Dating)
 	return c
 }
 
-// command makes the EVALSHA of the call.
-func (c *call) command(ctx context.Context) *redis.Cmd {
-	args := make([]any, 0, 3+len(c.keys)+len(c.args))
-	args = append(args, "evalsha", c.script.Hash(), len(c.keys))
-	args = append(args, c.keys...)
-	c.cmd = redis.NewCmd(ctx, append(args, c.args...)...)
-	return c.cmd
-}
-
-// replies returns the script's answers, one for each of n items.
-func (c *call) replies(n int) ([]any, error) {
-	if c.err != nil {
-		return nil, c.err
-	}
-	replies, err := c.cmd.Slice()
-	if err != nil {
-		return nil, err
-	}
-	if len(replies) != n {
-		return nil, fmt.Errorf("%d answers to %d items", len(replies), n)
-	}
-	return replies, nil
-}
-
-// datedReplies is replies for a call of newDatedCall.
-func (c *call) datedReplies(n int) ([]any, error) {
-	replies, err := c.replies(n + 1)
-	if err != nil {
-		return nil, err
-	}
-	now, ok := replies[n].(int64)
-	if !ok {
-		return nil, fmt.Errorf("%v instead of the server's time", replies[n])
-	}
-	c.dating.learn(now)
-	return replies[:n], nil
-}
-
-// run sends the calls in one round trip. A script that the server does not know yet is loaded and only the
-// calls that were refused for it are sent again: those had not begun. Each call has its own error, since on a cluster
-// one partition may be on the move while others are served; run returns the first of them. A call with an error may
-// or may not have been run: every script may be run again.
-func (s *Store) run(ctx context.Context, calls ...*call) error {
-	if len(calls) == 0 {
-		return nil
-	}
-	client, err := s.connect(ctx)
-	for _, c := range calls {
-		c.err = err
-	}
-	if err != nil {
-		return err
-	}
-	pending := calls
-	for range 3 {
-		pipe := client.Pipeline()
-		for _, c := range pending {
-			_ = pipe.Process(ctx, c.command(ctx)) // queues it
-		}
-		s.client.exec(ctx, pipe)
-		var unknown []*call
-		for _, c := range pending {
-			switch err := c.cmd.Err(); {
-			case err == nil || errors.Is(err, redis.Nil):
-				c.err = nil
-			case redis.HasErrorPrefix(err, "NOSCRIPT"):
-				c.err = unavailable(errForgetful)
-				unknown = append(unknown, c)
-			default:
-				c.err = s.unavailable(err)
+// run sends the calls in one round trip, once it is known that the state fits our settings; see redisconn.Client.Run.
+func (s *Store) run(ctx context.Context, calls ...*redisconn.Call) error {
+	if !s.checked.Load() {
+		if _, err := s.connect(ctx); err != nil {
+			for _, c := range calls {
+				c.Err = err
 			}
-		}
-		if pending = load(ctx, client, unknown); len(pending) == 0 {
-			break
+			return err
 		}
 	}
-	for _, c := range calls {
-		if c.err != nil {
-			return c.err
-		}
-	}
-	return nil
-}
-
-var errForgetful = errors.New("the server forgets its scripts as fast as they are loaded")
-
-// load has the servers of the calls load their scripts, and returns the calls that may be sent again.
-func load(ctx context.Context, client redis.UniversalClient, calls []*call) (loaded []*call) {
-	type place struct {
-		server redis.Scripter
-		script *redis.Script
-	}
-	done := map[place]error{}
-	for _, c := range calls {
-		at := place{client, c.script}
-		var err error
-		if cluster, ok := client.(*live).UniversalClient.(*redis.ClusterClient); ok {
-			at.server, err = cluster.MasterForKey(ctx, c.keys[0].(string))
-		}
-		if _, tried := done[at]; !tried && err == nil {
-			done[at] = c.script.Load(ctx, at.server).Err()
-		}
-		if err = cmp.Or(err, done[at]); err != nil {
-			c.err = unavailable(fmt.Errorf("load a script: %w", err))
-			continue
-		}
-		loaded = append(loaded, c)
-	}
-	return loaded
+	return s.client.Run(ctx, calls...)
 }
 
 // connect returns the shared client once it is known that the state fits our settings.
 func (s *Store) connect(ctx context.Context) (redis.UniversalClient, error) {
-	client, err := s.client.connect(ctx)
+	client, err := s.client.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.checkPartitions(ctx, client); err != nil {
-		return nil, s.client.endpoint.diagnose(err)
+		return nil, s.client.Diagnose(err)
 	}
 	return client, nil
 }
@@ -248,11 +139,11 @@ func (s *Store) checkPartitions(ctx context.Context, client redis.UniversalClien
 	}
 	key := s.keys.partitionCount()
 	if err := client.SetNX(ctx, key, s.keys.partitions, 0).Err(); err != nil {
-		return unavailable(fmt.Errorf("record the number of partitions: %w", err))
+		return redisconn.Unavailable(fmt.Errorf("record the number of partitions: %w", err))
 	}
 	recorded, err := client.Get(ctx, key).Result()
 	if err != nil {
-		return unavailable(fmt.Errorf("read the number of partitions: %w", err))
+		return redisconn.Unavailable(fmt.Errorf("read the number of partitions: %w", err))
 	}
 	if recorded != strconv.Itoa(s.keys.partitions) {
 		return &presence.Error{
@@ -283,7 +174,7 @@ func take(ctx context.Context, places chan struct{}, holder string) error {
 	case places <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return unavailable(fmt.Errorf("wait for %s: %w", holder, ctx.Err()))
+		return redisconn.Unavailable(fmt.Errorf("wait for %s: %w", holder, ctx.Err()))
 	}
 }
 

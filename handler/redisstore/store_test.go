@@ -14,6 +14,7 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }
@@ -23,7 +24,7 @@ type bench struct {
 	t        *testing.T
 	store    *Store
 	raw      redis.UniversalClient
-	endpoint Endpoint
+	endpoint redisconn.Endpoint
 	prefix   string
 }
 
@@ -39,10 +40,10 @@ func setup(t *testing.T) *bench {
 
 func setupOn(t *testing.T, server *testkit.Redis, prefix string) *bench {
 	t.Helper()
-	return newBench(t, server.Client(), Endpoint{URL: server.URL()}, prefix, 1)
+	return newBench(t, server.Client(), redisconn.Endpoint{URL: server.URL()}, prefix, 1)
 }
 
-func newBench(t *testing.T, raw redis.UniversalClient, e Endpoint, prefix string, partitions int) *bench {
+func newBench(t *testing.T, raw redis.UniversalClient, e redisconn.Endpoint, prefix string, partitions int) *bench {
 	t.Helper()
 	t.Cleanup(func() { _ = raw.Close() })
 	b := &bench{t: t, raw: raw, endpoint: e, prefix: prefix}
@@ -52,7 +53,7 @@ func newBench(t *testing.T, raw redis.UniversalClient, e Endpoint, prefix string
 
 // newStore is a further process.
 func (b *bench) newStore(partitions int) *Store {
-	client := NewClient(b.endpoint, b.t.Name(), nil)
+	client := redisconn.NewClient(b.endpoint, b.t.Name(), nil)
 	b.t.Cleanup(func() { _ = client.Close() })
 	store := New(client, Config{Prefix: b.prefix, Partitions: partitions, LeaseKeys: true})
 	b.t.Cleanup(store.Close)
@@ -473,7 +474,7 @@ func TestTakeOverOfADeadRelaysEntries(t *testing.T) {
 func TestUnreachableRedisIsUnavailable(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"", "redis://user:secret@%zz", "redis://:secret@127.0.0.1:1/0"} {
-		s := New(NewClient(Endpoint{URL: url}, "test", nil), Config{Partitions: 1})
+		s := New(redisconn.NewClient(redisconn.Endpoint{URL: url}, "test", nil), Config{Partitions: 1})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := s.Ping(ctx)

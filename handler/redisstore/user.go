@@ -12,11 +12,12 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
 
 // readItem is one look at a user's record.
 type readItem struct {
-	request
+	redisconn.Request
 	id   string
 	user *presence.User
 }
@@ -26,18 +27,18 @@ type readItem struct {
 // a round trip with others; larger ones are cut into round trips of their own.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
 	if len(ids) == 1 {
-		it := &readItem{request: newRequest(ctx), id: ids[0]}
-		if handled, err := share(s, s.reads, it); !handled || err != nil {
+		it := &readItem{Request: redisconn.NewRequest(ctx), id: ids[0]}
+		if handled, err := s.reads.Share(it); !handled || err != nil {
 			return nil, err
 		}
 		return []*presence.User{it.user}, nil
 	}
-	if err := s.client.ready(); err != nil {
+	if err := s.client.Ready(); err != nil {
 		return nil, err
 	}
 	users := make([]*presence.User, 0, len(ids))
 	for some := range slices.Chunk(ids, readsATurn) {
-		err := s.door.through(ctx, bulk, func() error {
+		err := s.client.Through(ctx, redisconn.Bulk, func() error {
 			gets, err := s.readRecords(ctx, some)
 			if err != nil {
 				return err
@@ -53,25 +54,23 @@ func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, erro
 	return users, nil
 }
 
-// flushReads is the lane's flush.
-func (s *Store) flushReads(items []*readItem) {
-	flush(s, items, func(ctx context.Context, items []*readItem) error {
-		ids := make([]string, len(items))
-		for i, it := range items {
-			ids[i] = it.id
+// flushReads is what the lane does.
+func (s *Store) flushReads(ctx context.Context, items []*readItem) error {
+	ids := make([]string, len(items))
+	for i, it := range items {
+		ids[i] = it.id
+	}
+	gets, err := s.readRecords(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for i, it := range items {
+		users, err := s.parseUsers(ids[i:i+1], gets[i:i+1])
+		if it.Err = err; err == nil {
+			it.user = users[0]
 		}
-		gets, err := s.readRecords(ctx, ids)
-		if err != nil {
-			return err
-		}
-		for i, it := range items {
-			users, err := s.parseUsers(ids[i:i+1], gets[i:i+1])
-			if it.err = err; err == nil {
-				it.user = users[0]
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // readRecords asks for the records of users in one round trip.
@@ -85,7 +84,7 @@ func (s *Store) readRecords(ctx context.Context, ids []string) ([]*redis.StringC
 	for i, id := range ids {
 		gets[i] = pipe.Get(ctx, s.keys.user(s.keys.partition(id), id))
 	}
-	s.client.exec(ctx, pipe)
+	redisconn.Exec(ctx, pipe)
 	return gets, nil
 }
 
@@ -97,7 +96,7 @@ func (s *Store) parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.U
 		case errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE"):
 			continue
 		case err != nil:
-			return nil, s.unavailable(err)
+			return nil, s.client.Unavailable(err)
 		}
 		if laterRecord(record) {
 			s.later.unread.Add(1)
@@ -180,9 +179,9 @@ func (n *numbers) parse(s string, empty int64) int64 {
 // Ping reports whether Redis runs our scripts and fits our settings, and if not, which setting to change.
 func (s *Store) Ping(ctx context.Context) error {
 	c := s.newCall(dueScript, 0, 0, 2)
-	c.args = append(c.args, 1, 0)
-	if err := s.door.through(ctx, background, func() error { return s.run(ctx, c) }); err != nil {
-		return unavailable(s.client.endpoint.diagnose(err))
+	c.Args = append(c.Args, 1, 0)
+	if err := s.client.Through(ctx, redisconn.Background, func() error { return s.run(ctx, c) }); err != nil {
+		return redisconn.Unavailable(s.client.Diagnose(err))
 	}
 	return nil
 }

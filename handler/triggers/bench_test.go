@@ -25,6 +25,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 	"userconnectivity/handler/sqlitestore"
 	"userconnectivity/handler/triggers"
@@ -65,7 +66,7 @@ func setup(t *testing.T, change ...func(*triggers.Handlers)) *bench {
 }
 
 func (b *bench) open(redisURL string, change ...func(*triggers.Handlers)) {
-	client := redisstore.NewClient(redisstore.Endpoint{URL: redisURL}, b.t.Name(), nil)
+	client := redisconn.NewClient(redisconn.Endpoint{URL: redisURL}, b.t.Name(), nil)
 	b.t.Cleanup(func() { _ = client.Close() })
 	b.store = redisstore.New(client, redisstore.Config{Prefix: b.prefix, Partitions: partitions, LeaseKeys: true})
 	b.t.Cleanup(b.store.Close)

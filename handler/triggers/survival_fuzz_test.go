@@ -16,6 +16,7 @@ import (
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 	"userconnectivity/handler/triggers"
 	"userconnectivity/handler/worker"
@@ -42,7 +43,7 @@ func FuzzAcceptedSurvives(f *testing.F) {
 		f.Add(body, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-zz\r\nx: y")
 	}
 	server, prefix := testkit.Shared(f)
-	client := redisstore.NewClient(redisstore.Endpoint{URL: server.URL()}, f.Name(), nil)
+	client := redisconn.NewClient(redisconn.Endpoint{URL: server.URL()}, f.Name(), nil)
 	f.Cleanup(func() { _ = client.Close() })
 	var runs atomic.Int64
 	f.Fuzz(func(t *testing.T, body, trace string) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 	"userconnectivity/handler/redisstore"
 )
 
@@ -28,11 +29,11 @@ const (
 // liveStore is the store of the handler, without the handler.
 type liveStore struct {
 	*redisstore.Store
-	client *redisstore.Client
+	client *redisconn.Client
 }
 
 func newStore(redis *redisServer, cfg redisstore.Config) *liveStore {
-	client := redisstore.NewClient(redisstore.Endpoint{URL: redis.url()}, "bench", nil)
+	client := redisconn.NewClient(redisconn.Endpoint{URL: redis.url()}, "bench", nil)
 	return &liveStore{redisstore.New(client, cfg), client}
 }
 

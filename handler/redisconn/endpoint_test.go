@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"bufio"
@@ -97,7 +97,7 @@ func expectCure(t *testing.T, e Endpoint, want ...string) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // as the health check has
 	defer cancel()
-	err := New(client, Config{Partitions: 1}).Ping(ctx)
+	err := newCountStore(client, 1).ping(ctx)
 	if presence.KindOf(err) != presence.Unavailable {
 		t.Fatal(err)
 	}

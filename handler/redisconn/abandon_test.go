@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -15,21 +15,21 @@ import (
 func TestAbandonedCallsEndAtOnce(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t)
-	b := newBench(t, server.Client(), Endpoint{URL: server.URL()}, "uc", 4)
-	users := usersOf(b.store)
-	if _, err := b.store.Heartbeats(t.Context(), beatsOf(users)); err != nil {
+	client := NewClient(Endpoint{URL: server.URL()}, "test", nil)
+	defer client.Close()
+	store := newCountStore(client, 4)
+	defer store.close()
+	names := store.names()
+	if _, err := store.add(t.Context(), names...); err != nil {
 		t.Fatal(err)
 	}
 	calls := map[string]func(context.Context) error{
-		"beat":   func(ctx context.Context) error { _, err := b.store.Heartbeats(ctx, beatsOf(users[:1])); return err },
-		"beats":  func(ctx context.Context) error { _, err := b.store.Heartbeats(ctx, beatsOf(users)); return err },
-		"users":  func(ctx context.Context) error { _, err := b.store.Users(ctx, users); return err },
-		"due":    func(ctx context.Context) error { _, err := b.store.Due(ctx, b.partitions()); return err },
-		"outbox": func(ctx context.Context) error { _, err := b.store.Outbox("one").Next(ctx, 0, 1); return err },
-		"leave": func(ctx context.Context) error {
-			_, err := b.store.Leaves(ctx, []presence.Leave{{User: users[0], Session: "other"}})
-			return err
-		},
+		"one":         func(ctx context.Context) error { _, err := store.add(ctx, names[0]); return err },
+		"many":        func(ctx context.Context) error { _, err := store.add(ctx, names...); return err },
+		"read":        func(ctx context.Context) error { _, err := store.read(ctx, names...); return err },
+		"look":        store.look,
+		"command":     store.command,
+		"transaction": store.transact,
 	}
 	server.Pause()
 	type answer struct {
@@ -45,7 +45,7 @@ func TestAbandonedCallsEndAtOnce(t *testing.T) {
 	for waiting := len(calls); waiting > 0; {
 		select {
 		case <-again.C:
-			b.store.client.Abandon("")
+			client.Abandon("")
 		case a := <-answers:
 			waiting--
 			if !errors.Is(a.err, errAbandoned) || presence.KindOf(a.err) != presence.Unavailable {

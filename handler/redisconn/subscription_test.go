@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -185,8 +185,8 @@ func TestSubscriptionWithoutPermission(t *testing.T) {
 	told := &circuit{}
 	client := NewClient(Endpoint{URL: "redis://app:" + secret + "@" + server.Addr}, "test", told)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
-	defer store.Close()
+	store := newCountStore(client, 1)
+	defer store.close()
 	e := listen(t, client, 0)
 	err := <-e.lost
 	for _, part := range []string{"the app's user in Redis lacks a permission", "&*", "channels"} {
@@ -194,10 +194,10 @@ func TestSubscriptionWithoutPermission(t *testing.T) {
 			t.Errorf("%q is not in %q", part, err)
 		}
 	}
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Errorf("commands: %v", err)
 	}
-	if _, err := store.Heartbeats(t.Context(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}}); err != nil {
+	if _, err := store.add(t.Context(), "u"); err != nil {
 		t.Errorf("commands: %v", err)
 	}
 	<-e.lost // it tries again
@@ -243,8 +243,8 @@ func TestRotatingCredentials(t *testing.T) {
 		return "app", password(current.Load()), nil
 	}}, "test", nil)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
-	defer store.Close()
+	store := newCountStore(client, 1)
+	defer store.close()
 	e := listen(t, client, 1)
 
 	var running sync.WaitGroup
@@ -267,7 +267,7 @@ func TestRotatingCredentials(t *testing.T) {
 	beats, published := 0, 0
 	during(func(n int) error {
 		beats++
-		_, err := store.Heartbeats(ctx, []presence.Beat{{User: fmt.Sprint(n % 10), Session: "s", TTL: seconds(10)}})
+		_, err := store.add(ctx, fmt.Sprint(n%10))
 		return err
 	})
 	during(func(n int) error {
@@ -346,8 +346,8 @@ func TestCredentialsFail(t *testing.T) {
 		return "app", secret, nil
 	}}, "test", nil)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
-	defer store.Close()
+	store := newCountStore(client, 1)
+	defer store.close()
 	e := listen(t, client, 1)
 	fail.Store(true)
 	for range len(asked) + 2 { // so that the subscription was refused too
@@ -357,11 +357,11 @@ func TestCredentialsFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.hears(t, server, "expired k")
-	if err := store.Ping(t.Context()); !errors.Is(err, none) || presence.KindOf(err) != presence.Unavailable {
+	if err := store.ping(t.Context()); !errors.Is(err, none) || presence.KindOf(err) != presence.Unavailable {
 		t.Errorf("a command without credentials: %v", err)
 	}
 	fail.Store(false)
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if len(e.lost) != 0 {

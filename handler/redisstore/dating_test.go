@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"io"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"sync/atomic"
@@ -11,88 +10,8 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
-
-// remote is a server whose clock is off by so much, and round trips to which take random times.
-type remote struct {
-	rng   *rand.Rand
-	clock *clock
-	now   time.Duration // of the process
-	off   time.Duration
-}
-
-func (r *remote) at(d time.Duration) time.Time { return r.clock.begun.Add(d) }
-
-// roundTrip has the server say its time, in whole milliseconds, at some moment between the sending and the arrival.
-func (r *remote) roundTrip(most time.Duration) {
-	there, back := time.Duration(r.rng.Int64N(int64(most))), time.Duration(r.rng.Int64N(int64(most)))
-	sent := r.now
-	said := r.at(sent + there).Add(r.off).Truncate(time.Millisecond)
-	r.now += there + back
-	r.clock.learn(said, time.Millisecond, r.at(sent), r.at(r.now))
-}
-
-// TestInstantsKeepTheirOrder: however long round trips take and though the two clocks go apart, what was received later
-// has no earlier instant, and each instant is within what the replies tell.
-func TestInstantsKeepTheirOrder(t *testing.T) {
-	t.Parallel()
-	for _, drift := range []int64{-4000, 0, 4000} { // a part of the time that passes
-		rng := rand.New(rand.NewPCG(uint64(drift+5000), 1))
-		r := &remote{rng: rng, clock: newClock(), off: 90 * time.Second}
-		r.roundTrip(40 * time.Millisecond)
-		var last int64
-		moves := 0
-		for range 20_000 {
-			pass := time.Duration(rng.Int64N(int64(20 * time.Millisecond)))
-			r.now += pass
-			if drift != 0 {
-				r.off += pass / time.Duration(drift)
-			}
-			before := r.clock.distance
-			if rng.IntN(3) == 0 {
-				r.roundTrip(time.Duration(1+rng.IntN(60)) * time.Millisecond)
-			}
-			if r.clock.distance != before {
-				moves++
-			}
-			at := r.clock.instant(r.at(r.now))
-			if at < last {
-				t.Fatalf("drift 1/%d: an instant is %d ms before the one before it", drift, last-at)
-			}
-			last = at
-			if wrong := time.UnixMilli(at).Sub(r.at(r.now).Add(r.off)).Abs(); wrong > 60*time.Millisecond {
-				t.Fatalf("drift 1/%d: an instant is wrong by %v", drift, wrong)
-			}
-		}
-		if drift == 0 && moves > 20 {
-			t.Errorf("the distance changed %d times though neither clock did", moves)
-		}
-	}
-}
-
-// TestTheServersClockIsSet: one reply is enough to go by the new time, also for what was dated before and not yet sent.
-func TestTheServersClockIsSet(t *testing.T) {
-	t.Parallel()
-	for _, step := range []time.Duration{time.Hour, 3 * time.Second, -3 * time.Second, -time.Hour} {
-		r := &remote{rng: rand.New(rand.NewPCG(1, 2)), clock: newClock()}
-		r.roundTrip(5 * time.Millisecond)
-		waiting := r.clock.dating()
-		received := r.at(r.now)
-		at := waiting.received(received, time.Time{})
-		r.off += step
-		r.roundTrip(5 * time.Millisecond)
-		if _, err := waiting.MarshalBinary(); err != nil {
-			t.Fatal(err)
-		}
-		want := received.Add(r.off).UnixMilli()
-		if got := waiting.applied(at, want+1e9); got < want-10 || got > want+10 {
-			t.Errorf("after a step by %v what waited is dated %d ms off", step, got-want)
-		}
-		if got := r.clock.instant(received); got < want-10 || got > want+10 {
-			t.Errorf("after a step by %v an instant is %d ms off", step, got-want)
-		}
-	}
-}
 
 // TestBrokersTime: it is taken as it is, but for times to come.
 func TestBrokersTime(t *testing.T) {
@@ -195,10 +114,14 @@ func (s *switchboard) hangUp() {
 	}
 }
 
+// shift has a clock believe that its server's is off by so much. All servers of this machine have one clock.
+func shift(c *redisconn.Clock, off time.Duration) {
+	now := time.Now()
+	c.Learn(now.Add(off), time.Millisecond, now, now)
+}
+
 // TestFailoverToAnotherClock: a server with another clock takes over, with the state. The process finds out with the
 // connection, before the first call: no beat is stale or refused, none holds longer than its ttl, and nobody goes offline.
-//
-// All servers of this machine have one clock. So the estimate is made as if the first had another.
 func TestFailoverToAnotherClock(t *testing.T) {
 	t.Parallel()
 	for _, off := range []time.Duration{-time.Hour, -5 * time.Second, 5 * time.Second, time.Hour} {
@@ -206,15 +129,12 @@ func TestFailoverToAnotherClock(t *testing.T) {
 			t.Parallel()
 			server := testkit.Start(t)
 			line := newSwitchboard(t, server.Addr)
-			b := newBench(t, server.Client(), Endpoint{URL: "redis://" + line.Addr().String()}, "uc", 1)
+			b := newBench(t, server.Client(), redisconn.Endpoint{URL: "redis://" + line.Addr().String()}, "uc", 1)
 			users := []string{"one", "two", "three"}
 			for _, u := range users {
 				b.beat(presence.Beat{User: u, At: time.Now()})
 			}
-			c := b.store.clockOf(0)
-			c.mu.Lock()
-			c.distance, c.before, c.least, c.most = c.distance+off, c.before+off, c.least+off, c.most+off
-			c.mu.Unlock()
+			shift(b.store.clockOf(0), off)
 			line.hangUp()
 			for _, u := range users {
 				got, err := b.store.Heartbeats(t.Context(), []presence.Beat{{User: u, Session: presence.DefaultSession, TTL: seconds(10), At: time.Now()}})
@@ -241,10 +161,7 @@ func TestOneCallByAWrongClock(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			b.beat(presence.Beat{User: "u", At: time.Now()})
-			c := b.store.clockOf(0)
-			c.mu.Lock()
-			c.distance, c.before, c.least, c.most = c.distance+off, c.before+off, c.least+off, c.most+off
-			c.mu.Unlock()
+			shift(b.store.clockOf(0), off)
 			b.beat(presence.Beat{User: "u", At: time.Now()})
 			got := b.beat(presence.Beat{User: "u", At: time.Now()})
 			if left := got.ExpiresAt.Sub(b.redisTime()); got.Change != presence.ChangeRenewed || left < 8*time.Second || left > 10*time.Second {

@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"strconv"
@@ -8,14 +8,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// clock tells the time of one server of Redis, in which beats and leaves are dated: by when they were received, and not
-// by when a script gets to run, which may be long after.
+// Clock tells the time of one server of Redis, in which requests are dated: by when they were received, and not by when
+// a script gets to run, which may be long after. A zero Clock is of no use; see NewClock and Client.ClockOf.
 //
 // The process times a receipt with its monotonic clock. How far Redis's clock is from that follows from each reply with
 // a time of Redis in it: that time lies between the sending and the arrival. The first such reply is the answer to TIME,
 // which is asked on every new connection before anything else. A distance is kept for as long as no reply contradicts
 // it, so that all that came in one after the other is dated in that order, however long the round trips take.
-type clock struct {
+type Clock struct {
 	mu sync.Mutex
 	dial
 	// least and most bound the distance as far as the replies until learnt tell.
@@ -41,10 +41,11 @@ const (
 	clockStep = time.Second
 )
 
-func newClock() *clock {
+// NewClock returns a clock of a server that nothing is known of yet: it takes its time for that of this process.
+func NewClock() *Clock {
 	now := time.Now()
 	distance := time.Duration(now.UnixNano())
-	return &clock{dial: dial{begun: now, distance: distance, before: distance}}
+	return &Clock{dial: dial{begun: now, distance: distance, before: distance}}
 }
 
 // instant returns the time of Redis at which something was received, in ms; zero stands for now.
@@ -61,8 +62,8 @@ func (d *dial) instant(received time.Time) int64 {
 
 func floorMillis(d time.Duration) int64 { return time.Unix(0, int64(d)).UnixMilli() }
 
-// learn takes in that Redis said its time, exact to a precision, in the answer to what was sent and received then.
-func (c *clock) learn(redis time.Time, precision time.Duration, sent, received time.Time) {
+// Learn takes in that Redis said its time, exact to a precision, in the answer to what was sent and received then.
+func (c *Clock) Learn(redis time.Time, precision time.Duration, sent, received time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	said, now := time.Duration(redis.UnixNano()), received.Sub(c.begun)
@@ -83,7 +84,7 @@ func (c *clock) learn(redis time.Time, precision time.Duration, sent, received t
 }
 
 // startLike has a clock of which nothing is known yet take another for a first guess.
-func (c *clock) startLike(other *clock) {
+func (c *Clock) startLike(other *Clock) {
 	other.mu.Lock()
 	guess := other.dial
 	other.mu.Unlock()
@@ -94,25 +95,26 @@ func (c *clock) startLike(other *clock) {
 	}
 }
 
-// dating dates the items of a call, and is an argument of it: by how many ms all that it dated must be moved. That is
-// made when the call is written to a connection, which may be one to another server than was there before.
-type dating struct {
+// Dating dates the items of one call, and is an argument of it: by how many ms all that it dated must be moved. That is
+// made when the call is written to a connection, which may be one to another server than was there before. It is for one
+// goroutine and one call.
+type Dating struct {
 	dial
-	clock *clock
+	clock *Clock
 	sent  time.Time // when the call was written
 	moved int64     // what was written then
 	text  [24]byte
 }
 
-// dating begins a call to the clock's server.
-func (c *clock) dating() *dating {
+// Dating begins a call to the clock's server.
+func (c *Clock) Dating() *Dating {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &dating{dial: c.dial, clock: c}
+	return &Dating{dial: c.dial, clock: c}
 }
 
-// MarshalBinary returns the argument.
-func (d *dating) MarshalBinary() ([]byte, error) {
+// MarshalBinary returns the argument. It implements encoding.BinaryMarshaler, by which go-redis writes arguments.
+func (d *Dating) MarshalBinary() ([]byte, error) {
 	d.sent, d.moved = time.Now(), 0
 	d.clock.mu.Lock()
 	change := d.clock.distance - d.distance
@@ -123,56 +125,58 @@ func (d *dating) MarshalBinary() ([]byte, error) {
 	return strconv.AppendInt(d.text[:0], d.moved, 10), nil
 }
 
-// learn takes in the time in ms that the server told in its answer to the call.
-func (d *dating) learn(ms int64) {
-	d.clock.learn(time.UnixMilli(ms), time.Millisecond, d.sent, time.Now())
+// Learn takes in the time in ms that the server told in its answer to the call.
+func (d *Dating) Learn(ms int64) {
+	d.clock.Learn(time.UnixMilli(ms), time.Millisecond, d.sent, time.Now())
 }
 
-// received returns a script's argument for when something was received, or was enqueued by the clock of a broker, which
-// is taken for that of Redis. The latter is negative, as it must not be moved.
-func (d *dating) received(at, enqueued time.Time) int64 {
+// Received returns a script's argument for when something was received, in ms, or was enqueued by the clock of a broker,
+// which is taken for that of Redis. The latter is negative, as it must not be moved. A zero at stands for now, a zero
+// enqueued for none.
+func (d *Dating) Received(at, enqueued time.Time) int64 {
 	if !enqueued.IsZero() {
 		return -max(enqueued.UnixMilli(), 1)
 	}
 	return d.instant(at)
 }
 
-// applied returns the instant in ms that a script took an argument of received for, when it ran at now.
-func (d *dating) applied(at, now int64) int64 {
+// Applied returns the instant in ms that a script took an argument of Received for, when it ran at now.
+func (d *Dating) Applied(at, now int64) int64 {
 	if at < 0 {
 		return min(-at, now)
 	}
 	return min(at+d.moved, now)
 }
 
-// clock returns that of a server: of a node of a cluster by its address, "" for the single server.
-func (c *Client) clock(node string) *clock {
-	if known, ok := c.clocks.Load(node); ok {
-		return known.(*clock)
+// ClockOf returns the clock of the server that has a key, as far as is known; one that is known by its name alone where
+// several servers are behind one address.
+func (c *Client) ClockOf(key string) *Clock {
+	l := c.live.Load()
+	switch {
+	case l != nil && l.cluster != nil:
+		if node, err := l.cluster.nodeOf(c.open, key); err == nil {
+			return c.clock(node)
+		}
+	case c.apart.Load():
+		// Each slot may be on a server with a clock of its own.
+		own := c.clock("slot of " + hashTag(key))
+		own.startLike(c.clock(""))
+		return own
 	}
-	known, _ := c.clocks.LoadOrStore(node, newClock())
-	return known.(*clock)
+	return c.clock("")
+}
+
+// clock returns that of a server: of a node of a cluster by its address, "" for the single server.
+func (c *Client) clock(node string) *Clock {
+	if known, ok := c.clocks.Load(node); ok {
+		return known.(*Clock)
+	}
+	known, _ := c.clocks.LoadOrStore(node, NewClock())
+	return known.(*Clock)
 }
 
 // newNode makes the client of a node of a cluster.
 func (c *Client) newNode(opt *redis.Options) *redis.Client {
 	opt.OnConnect = c.introduce(opt.Addr)
 	return redis.NewClient(opt)
-}
-
-// clockOfServer returns the clock of the server that has a partition.
-func (s *Store) clockOfServer(p int) *clock {
-	l := s.client.live.Load()
-	switch {
-	case l != nil && l.cluster != nil:
-		if node, err := l.cluster.cluster.MasterForKey(s.client.open, s.keys.outbox(p)); err == nil {
-			return s.client.clock(node.Options().Addr)
-		}
-	case s.apart.Load():
-		// One address, and several servers behind it: each may have a clock of its own.
-		own := s.client.clock("partition " + strconv.Itoa(p))
-		own.startLike(s.client.clock(""))
-		return own
-	}
-	return s.client.clock("")
 }

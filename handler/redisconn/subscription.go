@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -46,7 +46,7 @@ const (
 // the server allows. Expired events are only a doorbell: without them the sweep still wakes for each deadline
 // (design D1).
 func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error) {
-	client, err := c.connect(ctx)
+	client, err := c.Connect(ctx)
 	if err != nil {
 		return NotificationsUnknown, err
 	}
@@ -165,7 +165,7 @@ func (c *Client) Subscribe(ctx context.Context, s Subscriber, lost func(error)) 
 	retry := retry{client: c, lost: lost}
 	for ctx.Err() == nil {
 		stood := false
-		client, err := c.connect(ctx)
+		client, err := c.Connect(ctx)
 		if err == nil {
 			l := client.(*live)
 			if l.cluster != nil {
@@ -377,7 +377,7 @@ func (s *subscription) catchUp() {
 	if s.pubsub.Ping(s.ctx, catchUpWord) != nil {
 		return // it has ended
 	}
-	t := time.NewTimer(commandTimeout)
+	t := time.NewTimer(CommandTimeout)
 	defer t.Stop()
 	select {
 	case <-s.caughtUp:

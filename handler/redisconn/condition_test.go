@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"bytes"
@@ -109,10 +109,14 @@ func TestOnePrimaryRefusesWrites(t *testing.T) {
 	cluster := testkit.StartCluster(t, 3, 0)
 	client := NewClient(endpointOf(cluster), "test", nil)
 	defer client.Close()
-	store := New(client, Config{Partitions: 16})
-	defer store.Close()
+	store := newCountStore(client, 16)
+	defer store.close()
+	var keys []string
+	for _, name := range store.names() {
+		keys = append(keys, store.key(name))
+	}
 	for n, primary := range cluster.Primaries {
-		if all, err := store.CheckWrites(t.Context()); all || (err != nil) != (n > 0) {
+		if all, err := client.CheckWrites(t.Context(), keys); all || (err != nil) != (n > 0) {
 			t.Errorf("%d of 3 are full: all %v, %v", n, all, err)
 		}
 		raw := primary.Client()
@@ -121,7 +125,7 @@ func TestOnePrimaryRefusesWrites(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if all, err := store.CheckWrites(t.Context()); !all || code(err) != "OOM" {
+	if all, err := client.CheckWrites(t.Context(), keys); !all || Code(err) != "OOM" {
 		t.Errorf("all are full: all %v, %v", all, err)
 	}
 }

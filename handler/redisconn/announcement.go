@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -36,7 +36,7 @@ func (c *Client) introduce(node string) func(context.Context, *redis.Conn) error
 		if now != nil {
 			// Where TIME is refused, the scripts cannot ask for it either, and tell why.
 			if t, err := now.Result(); err == nil {
-				c.clock(node).learn(t, time.Microsecond, sent, time.Now())
+				c.clock(node).Learn(t, time.Microsecond, sent, time.Now())
 			}
 		}
 		if g := greetingOf(ctx); g != nil {

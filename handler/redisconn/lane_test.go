@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -16,17 +16,27 @@ import (
 	"userconnectivity/handler/presence"
 )
 
+// numbered is an item of a lane.
+type numbered struct {
+	Request
+	n int
+}
+
 // held is a lane whose flushes the test lets through one by one.
 type held struct {
-	*lane[int]
+	*Lane[*numbered]
 	begun chan []int
 	end   chan struct{}
 }
 
 func newHeld() *held {
 	h := &held{begun: make(chan []int), end: make(chan struct{})}
-	h.lane = newLane(func(items []int) {
-		h.begun <- slices.Clone(items)
+	h.Lane = newLane(func(items []*numbered) {
+		numbers := make([]int, len(items))
+		for i, it := range items {
+			numbers[i] = it.n
+		}
+		h.begun <- numbers
 		<-h.end
 	})
 	return h
@@ -35,19 +45,19 @@ func newHeld() *held {
 func TestLaneSharesRoundTrips(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	h := newHeld()
-	h.put(-1)
+	h.put(&numbered{n: -1})
 	if first := <-h.begun; !slices.Equal(first, []int{-1}) {
 		t.Fatal(first)
 	}
 	// What comes during a flush goes together with the next one, in order and at most laneBatch at a time.
 	var want []int
 	for i := range laneQueue {
-		if !h.put(i) {
+		if !h.put(&numbered{n: i}) {
 			t.Fatalf("item %d was refused", i)
 		}
 		want = append(want, i)
 	}
-	if h.put(laneQueue) {
+	if h.put(&numbered{}) {
 		t.Error("one more than fits was taken")
 	}
 	var got []int
@@ -62,13 +72,13 @@ func TestLaneSharesRoundTrips(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Error("the items are not the same, or not in order")
 	}
-	if !h.put(0) {
+	if !h.put(&numbered{}) {
 		t.Error("there is room again")
 	}
 	// stop waits for the flush that is under way, and no other follows.
 	stopped := make(chan struct{})
 	go func() {
-		h.stop(t.Context())
+		h.Stop(t.Context())
 		close(stopped)
 	}()
 	<-h.quit
@@ -79,7 +89,7 @@ func TestLaneSharesRoundTrips(t *testing.T) {
 	}
 	h.end <- struct{}{}
 	<-stopped
-	h.stop(t.Context())
+	h.Stop(t.Context())
 	if err := goleak.Find(leaks); err != nil {
 		t.Error(err)
 	}
@@ -88,8 +98,8 @@ func TestLaneSharesRoundTrips(t *testing.T) {
 func TestLaneIsStoppedBeforeItsFirstItem(t *testing.T) {
 	t.Parallel()
 	h := newHeld()
-	h.stop(t.Context())
-	h.put(1)
+	h.Stop(t.Context())
+	h.put(&numbered{n: 1})
 	select {
 	case <-h.ended:
 	case items := <-h.begun:
@@ -100,23 +110,23 @@ func TestLaneIsStoppedBeforeItsFirstItem(t *testing.T) {
 func TestLaneStopEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	h := newHeld()
-	h.put(1)
+	h.put(&numbered{n: 1})
 	<-h.begun
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	h.stop(ctx)
+	h.Stop(ctx)
 	h.end <- struct{}{}
 	<-h.ended
 }
 
-// TestRequestsEndWithTheStore: a request that waits when the store is closed gets an answer, also without a deadline.
-func TestRequestsEndWithTheStore(t *testing.T) {
+// TestRequestsEndWithTheLane: a request that waits when the lane is stopped gets an answer, also without a deadline.
+func TestRequestsEndWithTheLane(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t)
 	client := NewClient(Endpoint{URL: server.URL()}, "test", nil)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
-	if err := store.Ping(t.Context()); err != nil {
+	store := newCountStore(client, 1)
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	server.Pause()
@@ -124,43 +134,32 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 	var requests sync.WaitGroup
 	var left atomic.Int64
 	for range laneBatch + 10 { // more than one flush takes
-		for _, call := range []func() error{
-			func() error {
-				_, err := store.Heartbeats(context.Background(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}})
-				return err
-			},
-			func() error {
-				_, err := store.Users(context.Background(), []string{"u"})
-				return err
-			},
-		} {
-			requests.Go(func() {
-				err := call()
-				if presence.KindOf(err) != presence.Unavailable {
-					t.Error(err)
-				}
-				if errors.Is(err, errLaneEnded) {
-					left.Add(1)
-				}
-			})
-		}
+		requests.Go(func() {
+			_, err := store.add(context.Background(), "u")
+			if presence.KindOf(err) != presence.Unavailable {
+				t.Error(err)
+			}
+			if errors.Is(err, errLaneEnded) {
+				left.Add(1)
+			}
+		})
 	}
 	testkit.Eventually(t, "requests wait", func(context.Context, *redis.Client) (bool, error) {
-		return len(store.beats.queue) > 0 && len(store.reads.queue) > 0, nil
+		return len(store.lane.queue) > 0, nil
 	}, server)
 	closed := make(chan struct{})
 	go func() {
-		store.Close()
+		store.close()
 		close(closed)
 	}()
-	<-store.beats.quit
+	<-store.lane.quit
 	_ = client.Close() // ends the flushes that are under way
 	<-closed
 	requests.Wait()
 	if left.Load() == 0 {
 		t.Error("no request was waiting")
 	}
-	if _, err := store.Heartbeats(context.Background(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}}); !errors.Is(err, errLaneEnded) {
+	if _, err := store.add(context.Background(), "u"); !errors.Is(err, errLaneEnded) {
 		t.Error(err)
 	}
 }
@@ -168,14 +167,21 @@ func TestRequestsEndWithTheStore(t *testing.T) {
 // TestAPanicInAFlushEndsIt: it is the error of its requests, and the next ones are served.
 func TestAPanicInAFlushEndsIt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.store.clockOf = func(int) *clock { panic("no clock") }
-	beat := []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}}
-	if _, err := b.store.Heartbeats(t.Context(), beat); presence.KindOf(err) != presence.Internal || !strings.Contains(err.Error(), "no clock") {
+	c := clientOfOneServer(t)
+	faulty := true
+	lane := NewLane(c, func(context.Context, []*numbered) error {
+		if faulty {
+			panic("no clock")
+		}
+		return nil
+	})
+	defer lane.Stop(t.Context())
+	_, err := lane.Share(&numbered{Request: NewRequest(t.Context())})
+	if presence.KindOf(err) != presence.Internal || !strings.Contains(err.Error(), "no clock") {
 		t.Fatal(err)
 	}
-	b.store.clockOf = b.store.clockOfServer
-	if out, err := b.store.Heartbeats(t.Context(), beat); err != nil || out[0].Change != presence.ChangeOnline {
-		t.Fatal(out, err)
+	faulty = false
+	if handled, err := lane.Share(&numbered{Request: NewRequest(t.Context())}); !handled || err != nil {
+		t.Fatal(handled, err)
 	}
 }

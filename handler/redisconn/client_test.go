@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"bytes"
@@ -180,10 +180,10 @@ func TestClientIsCreatedOnce(t *testing.T) {
 	g := newGate(t, server.Addr)
 	client := NewClient(Endpoint{URL: "redis://" + g.listener.Addr().String()}, "app/instance one", nil)
 	t.Cleanup(func() { _ = client.Close() }) // before that of the gate, which waits for its connections
-	store := New(client, Config{Partitions: 1})
+	store := newCountStore(client, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	for i, err := range atOnce(t, func() { close(g.open) }, func() error { return store.Ping(ctx) }) {
+	for i, err := range atOnce(t, func() { close(g.open) }, func() error { return store.ping(ctx) }) {
 		if err != nil {
 			t.Fatalf("caller %d: %v", i, err)
 		}
@@ -197,11 +197,11 @@ func TestClientIsCreatedOnce(t *testing.T) {
 	if _, n, ok := client.Server(); !ok || n != 1 {
 		t.Errorf("the client says that it has %d connections (%v)", n, ok)
 	}
-	store.Close()
+	store.close()
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := store.Ping(ctx); presence.KindOf(err) != presence.Unavailable {
+	if err := store.ping(ctx); presence.KindOf(err) != presence.Unavailable {
 		t.Errorf("after Close: %v", err)
 	}
 	testkit.Eventually(t, "nothing is left", func(ctx context.Context, raw *redis.Client) (bool, error) {
@@ -215,10 +215,10 @@ func TestClientIsCreatedOnce(t *testing.T) {
 
 func TestCallersAtOnceShareAFailedAttempt(t *testing.T) {
 	g := newGate(t, "")
-	store := New(NewClient(Endpoint{URL: "redis://" + g.listener.Addr().String()}, "test", nil), Config{Partitions: 1})
+	store := newCountStore(NewClient(Endpoint{URL: "redis://" + g.listener.Addr().String()}, "test", nil), 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	for i, err := range atOnce(t, func() { close(g.open) }, func() error { return store.Ping(ctx) }) {
+	for i, err := range atOnce(t, func() { close(g.open) }, func() error { return store.ping(ctx) }) {
 		if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "a TLS port needs rediss://") {
 			t.Fatalf("caller %d: %v", i, err)
 		}
@@ -235,30 +235,30 @@ func TestAFailedAttemptIsNotRemembered(t *testing.T) {
 	server := testkit.Start(t)
 	client := NewClient(Endpoint{URL: server.URL()}, "test", nil)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
+	store := newCountStore(client, 1)
 	server.Stop()
 	for range 3 {
-		if err := store.Ping(t.Context()); presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "nothing listens") {
+		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "nothing listens") {
 			t.Fatal(err)
 		}
 	}
 	if err := server.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	// The same holds for a client that was connected before.
 	server.Stop()
 	for range 3 {
-		if err := store.Ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
+		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
 			t.Fatal(err)
 		}
 	}
 	if err := server.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal("the first call after the server is back: ", err)
 	}
 }
@@ -272,7 +272,7 @@ func TestACallEndsWithItsContextWhileTheFirstAttemptIsUnderWay(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if _, err := client.connect(ctx); !errors.Is(err, context.DeadlineExceeded) || presence.KindOf(err) != presence.Unavailable {
+	if _, err := client.Connect(ctx); !errors.Is(err, context.DeadlineExceeded) || presence.KindOf(err) != presence.Unavailable {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -287,14 +287,14 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	client := NewClient(Endpoint{URL: server.URL()}, "test", nil)
 	client.replaceAfter = 10 * time.Millisecond
-	store := New(client, Config{Partitions: 1})
-	if err := store.Ping(t.Context()); err != nil {
+	store := newCountStore(client, 1)
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	first := client.live.Load()
 	server.Stop()
 	for client.live.Load() == first { // the test's own time limit ends this
-		if err := store.Ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
+		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
 			t.Fatal(err)
 		}
 	}
@@ -304,7 +304,7 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 	if err := server.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if found := mustConnections(t, raw); len(found) != 1 {
@@ -324,7 +324,7 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 	if err := client.Ping(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
-	store.Close()
+	store.close()
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
@@ -355,27 +355,22 @@ func TestCircuit(t *testing.T) {
 	watch := &circuit{}
 	client := NewClient(Endpoint{URL: server.URL()}, "test", watch)
 	defer client.Close()
-	store := New(client, Config{Partitions: 1})
-	defer store.Close()
-	outbox := store.Outbox("relay")
+	store := newCountStore(client, 1)
+	defer store.close()
 	calls := map[string]func(context.Context) error{
-		"beat": func(ctx context.Context) error {
-			_, err := store.Heartbeats(ctx, []presence.Beat{{User: "u", Session: "s", TTL: seconds(10)}})
+		"one": func(ctx context.Context) error {
+			_, err := store.add(ctx, "u")
 			return err
 		},
-		"beats": func(ctx context.Context) error {
-			beat := presence.Beat{User: "u", Session: "s", TTL: seconds(10)}
-			_, err := store.Heartbeats(ctx, []presence.Beat{beat, beat})
+		"many": func(ctx context.Context) error {
+			_, err := store.add(ctx, "u", "u")
 			return err
 		},
-		"leave": func(ctx context.Context) error {
-			_, err := store.Leaves(ctx, []presence.Leave{{User: "u", Session: "s"}})
-			return err
-		},
-		"users": func(ctx context.Context) error { _, err := store.Users(ctx, []string{"u"}); return err },
-		"sweep": func(ctx context.Context) error { _, err := store.Due(ctx, []int{0}); return err },
-		"relay": func(ctx context.Context) error { _, err := outbox.Next(ctx, 0, 1); return err },
-		"ping":  store.Ping,
+		"transaction": store.transact,
+		"read":        func(ctx context.Context) error { _, err := store.read(ctx, "u"); return err },
+		"look":        store.look,
+		"command":     store.command,
+		"ping":        store.ping,
 	}
 	for name, call := range calls {
 		before := watch.succeeded.Load()
@@ -406,7 +401,7 @@ func TestCircuit(t *testing.T) {
 		cancel()
 	}
 	server.Resume()
-	if err := store.Ping(t.Context()); err != nil {
+	if err := store.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	server.Kill()
@@ -436,7 +431,7 @@ func TestConnectionsUnderLoad(t *testing.T) {
 	raw := rawClient(t, server)
 	leaks := goleak.IgnoreCurrent()
 	client := NewClient(Endpoint{URL: server.URL()}, "app/1", nil)
-	store := New(client, Config{Partitions: 4, LeaseKeys: true})
+	store := newCountStore(client, 4)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
@@ -445,14 +440,14 @@ func TestConnectionsUnderLoad(t *testing.T) {
 	stop := make(chan struct{})
 	beatOn := func(n int) error {
 		user := fmt.Sprintf("user-%d", n)
-		online, perhaps := false, false
+		last, perhaps := int64(0), false
 		for {
 			select {
 			case <-stop:
 				return nil
 			default:
 			}
-			out, err := store.Heartbeats(ctx, []presence.Beat{{User: user, Session: "s", TTL: seconds(3600)}})
+			out, err := store.add(ctx, user)
 			switch {
 			case presence.KindOf(err) == presence.Unavailable:
 				refused.Add(1)
@@ -460,11 +455,11 @@ func TestConnectionsUnderLoad(t *testing.T) {
 				continue
 			case err != nil:
 				return fmt.Errorf("%s: %w", user, err)
-			case out[0].Change == presence.ChangeOnline && !online, out[0].Change == presence.ChangeRenewed && (online || perhaps):
+			case out[0] == last+1, out[0] > last && perhaps:
 			default:
-				return fmt.Errorf("%s, online before: %v, perhaps: %v: %+v", user, online, perhaps, out[0])
+				return fmt.Errorf("%s, counted %d times before, perhaps more: %v: now %d", user, last, perhaps, out[0])
 			}
-			online = true
+			last, perhaps = out[0], false
 			beats.Add(1)
 		}
 	}
@@ -529,7 +524,7 @@ func TestConnectionsUnderLoad(t *testing.T) {
 	}
 	t.Logf("%d beats undisturbed, %d with %d connections cut, %d refused, the subscription lost %d times; at most %d connections",
 		quietly, cut-quietly, cuts, refused.Load(), losses.Load(), most)
-	store.Close()
+	store.close()
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
@@ -545,7 +540,7 @@ func TestReconnectStorm(t *testing.T) {
 	raw := rawClient(t, server)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var stores []*Store
+	var stores []*countStore
 	var running errgroup.Group
 	defer running.Wait()
 	listening, hangUp := context.WithCancel(ctx)
@@ -557,8 +552,8 @@ func TestReconnectStorm(t *testing.T) {
 	for p := range processes {
 		client := NewClient(Endpoint{URL: server.URL()}, fmt.Sprintf("app/%d", p), nil)
 		defer client.Close()
-		store := New(client, Config{Partitions: 1})
-		defer store.Close()
+		store := newCountStore(client, 1)
+		defer store.close()
 		stores = append(stores, store)
 	}
 	beatAll := func() (refused int) {
@@ -566,7 +561,7 @@ func TestReconnectStorm(t *testing.T) {
 		var wait sync.WaitGroup
 		for p, store := range stores {
 			wait.Go(func() {
-				_, errs[p] = store.Heartbeats(ctx, []presence.Beat{{User: fmt.Sprint(p), Session: "s", TTL: seconds(60)}})
+				_, errs[p] = store.add(ctx, fmt.Sprint(p))
 			})
 		}
 		wait.Wait()
@@ -586,7 +581,7 @@ func TestReconnectStorm(t *testing.T) {
 		t.Errorf("%d processes were refused, want %d", n, processes-49)
 	}
 	for _, store := range stores {
-		if err := store.Ping(ctx); err != nil && !strings.Contains(err.Error(), "lower MAX_INSTANCES") {
+		if err := store.ping(ctx); err != nil && !strings.Contains(err.Error(), "lower MAX_INSTANCES") {
 			t.Errorf("without a connection left: %v", err)
 		}
 	}
@@ -643,14 +638,14 @@ func TestAStalledRedis(t *testing.T) {
 	raw := rawClient(t, server)
 	leaks := goleak.IgnoreCurrent()
 	client := NewClient(Endpoint{URL: server.URL()}, "test", nil)
-	store := New(client, Config{Partitions: 1})
+	store := newCountStore(client, 1)
 	beat := func(ctx context.Context, user string) error {
-		_, err := store.Heartbeats(ctx, []presence.Beat{{User: user, Session: "s", TTL: seconds(60)}})
+		_, err := store.add(ctx, user)
 		return err
 	}
 	flushes := make(chan struct{}, 100)
-	flush := store.beats.flush
-	store.beats.flush = func(items []*beatItem) {
+	flush := store.lane.flush
+	store.lane.flush = func(items []*countItem) {
 		flushes <- struct{}{}
 		flush(items)
 	}
@@ -672,18 +667,14 @@ func TestAStalledRedis(t *testing.T) {
 	calls := map[string]func(context.Context) error{
 		"a beat": func(ctx context.Context) error { return beat(ctx, "given up") },
 		"beats": func(ctx context.Context) error {
-			b := presence.Beat{User: "given up", Session: "s", TTL: seconds(60)}
-			_, err := store.Heartbeats(ctx, []presence.Beat{b, b})
+			_, err := store.add(ctx, "given up", "given up")
 			return err
 		},
-		"leaves": func(ctx context.Context) error {
-			_, err := store.Leaves(ctx, []presence.Leave{{User: "given up", Session: "s"}})
-			return err
-		},
-		"users":  func(ctx context.Context) error { _, err := store.Users(ctx, []string{"u"}); return err },
-		"due":    func(ctx context.Context) error { _, err := store.Due(ctx, []int{0}); return err },
-		"outbox": func(ctx context.Context) error { _, err := store.Outbox("r").Next(ctx, 0, 1); return err },
-		"ping":   func(ctx context.Context) error { return client.Ping(ctx, "") },
+		"transaction": store.transact,
+		"read":        func(ctx context.Context) error { _, err := store.read(ctx, "u"); return err },
+		"look":        store.look,
+		"command":     store.command,
+		"ping":        func(ctx context.Context) error { return client.Ping(ctx, "") },
 	}
 	var wait sync.WaitGroup
 	for name, call := range calls {
@@ -742,13 +733,13 @@ func TestAStalledRedis(t *testing.T) {
 	if err := <-flushed; err != nil && presence.KindOf(err) != presence.Unavailable {
 		t.Error(err)
 	}
-	if n := raw.Exists(t.Context(), store.keys.user(0, "given up")).Val(); n != 0 {
+	if n := raw.Exists(t.Context(), store.key("given up")).Val(); n != 0 {
 		t.Error("a beat was sent whose request had ended")
 	}
 	if found := mustConnections(t, raw); len(found) != 1 {
 		t.Errorf("connections: %+v", found)
 	}
-	store.Close()
+	store.close()
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}

@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 const (
 	// connectLimit bounds an attempt to connect. Each of its steps has a shorter limit: dialTimeout, handshakeTimeout,
-	// that of a token, commandTimeout for each round trip of the greeting.
+	// that of a token, CommandTimeout for each round trip of the greeting.
 	connectLimit = 40 * time.Second
 	// shortestPatience is how long a PING on a connection that stands may take before the connection is given up, or
 	// slowFactor times as long as the PING with which it was opened, if that is longer.
@@ -79,7 +79,7 @@ func (k *connector) ping(ctx context.Context) error {
 
 func (k *connector) attempt() error {
 	if k.stands.Load() {
-		err := k.once(max(shortestPatience, min(slowFactor*time.Duration(k.trip.Load()), commandTimeout)))
+		err := k.once(max(shortestPatience, min(slowFactor*time.Duration(k.trip.Load()), CommandTimeout)))
 		if err == nil || isReply(err) {
 			k.client.returned(k.client.open, k.node, err)
 			return err

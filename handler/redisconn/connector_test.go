@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -146,7 +146,7 @@ func TestServesAgainOverASlowConnection(t *testing.T) {
 			}
 			far := newFarServer(t, server.Addr)
 			endpoint.URL = scheme + far.addr
-			newProcess := func() (*Client, *Store, *maintenance.Set) {
+			newProcess := func() (*Client, *countStore, *maintenance.Set) {
 				var client *Client
 				set := maintenance.NewSet(maintenance.SetConfig{
 					Log:   slog.New(slog.DiscardHandler),
@@ -154,22 +154,22 @@ func TestServesAgainOverASlowConnection(t *testing.T) {
 					Broke: func(node string) { client.Abandon(node) },
 				})
 				client = NewClient(endpoint, "far", set)
-				store := New(client, Config{Partitions: 4})
+				store := newCountStore(client, 4)
 				ctx, stop := context.WithCancel(t.Context())
 				var running sync.WaitGroup
 				running.Go(func() { set.Run(ctx) })
 				t.Cleanup(func() {
 					stop()
-					store.Close()
+					store.close()
 					_ = client.Close()
 					running.Wait()
 				})
 				return client, store, set
 			}
-			beat := func(store *Store) error {
+			beat := func(store *countStore) error {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond+c.delay+c.delay/2)
 				defer cancel()
-				_, err := store.Heartbeats(ctx, []presence.Beat{{User: "u", Session: "s", TTL: seconds(600)}})
+				_, err := store.add(ctx, "u")
 				return err
 			}
 			client, store, set := newProcess()
@@ -197,7 +197,7 @@ func TestServesAgainOverASlowConnection(t *testing.T) {
 			far.open()
 			began = time.Now()
 			for beat(store) != nil {
-				_ = store.Ping(t.Context())
+				_ = store.ping(t.Context())
 				<-time.After(5 * time.Millisecond)
 			}
 			took := time.Since(began)
@@ -259,26 +259,20 @@ func TestARefusedGreeting(t *testing.T) {
 				circuit := circuits(t, &client)
 				client = NewClient(Endpoint{URL: "redis://" + user + ":" + secret + "@" + addr}, "test", circuit)
 				defer client.Close()
-				store := New(client, Config{Partitions: 4})
-				defer store.Close()
-				outbox := store.Outbox("relay")
-				users := usersOf(store)
-				if _, err := store.Heartbeats(t.Context(), beatsOf(users)); err != nil {
+				store := newCountStore(client, 4)
+				defer store.close()
+				names := store.names()
+				if _, err := store.add(t.Context(), names...); err != nil {
 					t.Fatal(err)
 				}
 				calls := map[string]func(context.Context) (any, error){
-					"users": func(ctx context.Context) (any, error) { return store.Users(ctx, users) },
-					"beats": func(ctx context.Context) (any, error) { return store.Heartbeats(ctx, beatsOf(users)) },
-					"leave": func(ctx context.Context) (any, error) {
-						return store.Leaves(ctx, []presence.Leave{{User: users[0], Session: "other"}})
-					},
-					"sweep": func(ctx context.Context) (any, error) { return store.Due(ctx, []int{0, 1, 2, 3}) },
-					"relay": func(ctx context.Context) (any, error) { return outbox.Next(ctx, 0, 1) },
-					"acknowledge": func(ctx context.Context) (any, error) {
-						return nil, outbox.Acknowledge(ctx, 0, []Entry{{StreamID: "1-1"}})
-					},
-					"lag":  func(ctx context.Context) (any, error) { return outbox.Lag(ctx, time.Now()) },
-					"ping": func(ctx context.Context) (any, error) { return nil, store.Ping(ctx) },
+					"read":        func(ctx context.Context) (any, error) { return store.read(ctx, names...) },
+					"many":        func(ctx context.Context) (any, error) { return store.add(ctx, names...) },
+					"one":         func(ctx context.Context) (any, error) { return store.add(ctx, names[0]) },
+					"look":        func(ctx context.Context) (any, error) { return nil, store.look(ctx) },
+					"command":     func(ctx context.Context) (any, error) { return nil, store.command(ctx) },
+					"transaction": func(ctx context.Context) (any, error) { return nil, store.transact(ctx) },
+					"ping":        func(ctx context.Context) (any, error) { return nil, store.ping(ctx) },
 				}
 				cut := func(ctx context.Context, c *redis.Client) error {
 					return c.Do(ctx, "client", "kill", "type", "normal", "skipme", "yes").Err()
@@ -292,7 +286,7 @@ func TestARefusedGreeting(t *testing.T) {
 				}
 				if c.want != "" { // else each command is refused, not the connection
 					testkit.Eventually(t, "the circuit opens, and the fault has the cure", func(context.Context, *redis.Client) (bool, error) {
-						_, _ = store.Users(t.Context(), users)
+						_, _ = store.read(t.Context(), names...)
 						_, open := circuit.Open("")
 						fault := client.Fault()
 						return open && fault != nil && strings.Contains(fault.Error(), c.want), fault
@@ -303,7 +297,7 @@ func TestARefusedGreeting(t *testing.T) {
 				}
 				all(allowed)
 				testkit.Eventually(t, "it serves again", func(ctx context.Context, _ *redis.Client) (bool, error) {
-					_, err := store.Heartbeats(ctx, beatsOf(users))
+					_, err := store.add(ctx, names...)
 					return err == nil, err
 				}, &testkit.Redis{Addr: addr})
 				if err := client.Fault(); err != nil {
@@ -327,10 +321,10 @@ func TestABusyServer(t *testing.T) {
 	circuit := circuits(t, &client)
 	client = NewClient(Endpoint{URL: server.URL()}, "test", circuit)
 	defer client.Close()
-	store := New(client, Config{Partitions: 4})
-	defer store.Close()
-	users := usersOf(store)
-	if _, err := store.Heartbeats(t.Context(), beatsOf(users)); err != nil {
+	store := newCountStore(client, 4)
+	defer store.close()
+	names := store.names()
+	if _, err := store.add(t.Context(), names...); err != nil {
 		t.Fatal(err)
 	}
 	for _, cut := range []bool{false, true} {
@@ -346,10 +340,10 @@ func TestABusyServer(t *testing.T) {
 			_ = other.Eval(t.Context(), "while true do end", nil).Err() // it is killed
 		})
 		open := func() (bool, error) {
-			found, err := store.Users(t.Context(), users)
-			for _, u := range found {
-				if u.Status != presence.Online {
-					t.Errorf("%s is said to be %s", u.ID, u.Status)
+			found, err := store.read(t.Context(), names...)
+			for i, n := range found {
+				if n == 0 {
+					t.Errorf("%s is said to be unknown", names[i])
 				}
 			}
 			_, open := circuit.Open("")
@@ -365,7 +359,7 @@ func TestABusyServer(t *testing.T) {
 		}
 		running.Wait()
 		testkit.Eventually(t, "it serves again", func(ctx context.Context, _ *redis.Client) (bool, error) {
-			_, err := store.Heartbeats(ctx, beatsOf(users))
+			_, err := store.add(ctx, names...)
 			return err == nil, err
 		}, server)
 	}
@@ -381,7 +375,7 @@ func TestACutPipeline(t *testing.T) {
 	const commands = 50
 	for _, kind := range []string{"pipeline", "transaction"} {
 		for cut := int64(1); cut < 400; cut += 7 {
-			conn, err := client.connect(t.Context())
+			conn, err := client.Connect(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -422,7 +416,7 @@ func TestARefusedTransaction(t *testing.T) {
 	}
 	client := NewClient(Endpoint{URL: "redis://app:" + secret + "@" + server.Addr}, "test", nil)
 	defer client.Close()
-	conn, err := client.connect(t.Context())
+	conn, err := client.Connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,10 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,7 +105,7 @@ func (c *Client) follow(l *live) {
 		case <-ticker.C:
 		case <-p.changed:
 		}
-		ctx, cancel := context.WithTimeout(p.replaced, commandTimeout)
+		ctx, cancel := context.WithTimeout(p.replaced, CommandTimeout)
 		err := p.look(ctx)
 		cancel()
 		c.mu.Lock()
@@ -121,34 +122,43 @@ func (c *Client) follow(l *live) {
 	}
 }
 
-// Away returns nil while every server may be asked. Otherwise it returns what tells whether the one that has a user's
-// state must be left alone, and for how long at most; it is good for one look, by one goroutine.
-func (s *Store) Away() func(user string) (retryAfter time.Duration, away bool) {
-	circuit := s.client.circuit
-	if !circuit.AnyOpen() {
+// nodeOf returns the address of the primary that has a key.
+func (p *primaries) nodeOf(ctx context.Context, key string) (string, error) {
+	node, err := p.cluster.MasterForKey(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	return node.Options().Addr, nil
+}
+
+// hashTag returns the part of a key that decides about its slot.
+func hashTag(key string) string {
+	if _, rest, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(rest, "}"); ok && tag != "" {
+			return tag
+		}
+	}
+	return key
+}
+
+// Away returns nil while every server may be asked. Otherwise it returns what tells whether the one that has a key must
+// be left alone, and for how long at most.
+func (c *Client) Away() func(key string) (retryAfter time.Duration, away bool) {
+	if !c.circuit.AnyOpen() {
 		return nil
 	}
-	if wait, open := circuit.Open(""); open {
+	if wait, open := c.circuit.Open(""); open {
 		return func(string) (time.Duration, bool) { return wait, true }
 	}
-	l := s.client.live.Load()
+	l := c.live.Load()
 	if l == nil || l.cluster == nil {
 		return nil // it has closed, or will be known with the next client
 	}
-	type answer struct {
-		known, away bool
-		wait        time.Duration
-	}
-	answers := make([]answer, s.keys.partitions)
-	return func(user string) (time.Duration, bool) {
-		p := s.keys.partition(user)
-		a := &answers[p]
-		if !a.known {
-			a.known = true
-			if node, err := l.cluster.cluster.MasterForKey(s.client.open, s.keys.outbox(p)); err == nil {
-				a.wait, a.away = circuit.Open(node.Options().Addr)
-			}
+	return func(key string) (time.Duration, bool) {
+		node, err := l.cluster.nodeOf(c.open, key)
+		if err != nil {
+			return 0, false
 		}
-		return a.wait, a.away
+		return c.circuit.Open(node)
 	}
 }

@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"fmt"
@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 func TestTLS(t *testing.T) {
@@ -19,9 +18,9 @@ func TestTLS(t *testing.T) {
 	} {
 		client := NewClient(e, "test", nil)
 		defer client.Close()
-		store := New(client, Config{Partitions: 1})
-		defer store.Close()
-		if _, err := store.Heartbeats(t.Context(), []presence.Beat{{User: name, Session: "s", TTL: seconds(10)}}); err != nil {
+		store := newCountStore(client, 1)
+		defer store.close()
+		if _, err := store.add(t.Context(), name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, n, _ := client.Server(); n != 1 {

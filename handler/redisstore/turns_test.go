@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -13,75 +12,8 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
+	"userconnectivity/handler/redisconn"
 )
-
-// doorToOneServer returns a door with one server behind it.
-func doorToOneServer(t *testing.T) *door {
-	t.Helper()
-	c := NewClient(Endpoint{}, "door", nil)
-	c.live.Store(&live{})
-	return newDoor(c)
-}
-
-// TestTurns: one of each class is inside, the others of the class wait in the order in which they came, and a class waits
-// for no other.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	d := doorToOneServer(t)
-	for c := range classes {
-		if _, err := d.enter(t.Context(), c); err != nil {
-			t.Fatalf("class %d: %v", c, err)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := d.enter(ctx, bulk); presence.KindOf(err) != presence.Unavailable || !errors.Is(err, context.Canceled) {
-		t.Errorf("whose request has ended: %v", err)
-	}
-	d = doorToOneServer(t)
-	leave, err := d.enter(t.Context(), bulk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var order []int
-	var waiting sync.WaitGroup
-	for i := range 5 {
-		began := make(chan struct{})
-		waiting.Go(func() {
-			close(began)
-			_ = d.through(t.Context(), bulk, func() error { order = append(order, i); return nil })
-		})
-		<-began
-		time.Sleep(20 * time.Millisecond) // it waits
-	}
-	leave()
-	waiting.Wait()
-	if fmt.Sprint(order) != "[0 1 2 3 4]" {
-		t.Errorf("in the order %v", order)
-	}
-	func() {
-		defer func() { _ = recover() }()
-		_ = d.through(t.Context(), background, func() error { panic("a fault") })
-	}()
-	if leave, err = d.enter(t.Context(), background); err != nil {
-		t.Fatalf("after a panic: %v", err)
-	}
-	leave()
-}
-
-// TestTurnsOnACluster: a call to a node that hangs holds up no other node's, but for bulk calls, which go to all.
-func TestTurnsOnACluster(t *testing.T) {
-	t.Parallel()
-	d := doorToOneServer(t)
-	d.client.live.Store(&live{server: Server{Cluster: true}})
-	for range 3 {
-		for _, c := range []class{single, background} {
-			if _, err := d.enter(t.Context(), c); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
 
 // TestEveryCallTakesATurn: with all turns taken no call reaches the server.
 func TestEveryCallTakesATurn(t *testing.T) {
@@ -125,8 +57,8 @@ func TestEveryCallTakesATurn(t *testing.T) {
 		"acknowledge": func(ctx context.Context) error { return o.Acknowledge(ctx, 0, entries) },
 	}
 	var taken []func()
-	for c := range classes {
-		leave, err := store.door.enter(ctx, c)
+	for _, c := range []redisconn.Class{redisconn.Single, redisconn.Bulk, redisconn.Background} {
+		leave, err := store.client.Enter(ctx, c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,10 +89,14 @@ func TestEveryCallTakesATurn(t *testing.T) {
 func TestTurnsAreBounded(t *testing.T) {
 	t.Parallel()
 	server := testkit.Start(t)
-	b := newBench(t, server.Client(), Endpoint{URL: server.URL()}, "uc", 200)
+	b := newBench(t, server.Client(), redisconn.Endpoint{URL: server.URL()}, "uc", 200)
 	b.beat(presence.Beat{User: "first"})
 	most := &longest{}
-	b.store.client.live.Load().AddHook(most)
+	client, err := b.store.client.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.AddHook(most)
 	ctx := t.Context()
 	const n = 2 * presence.MaxBatch
 	beats, leaves, ids, keys := make([]presence.Beat, n), make([]presence.Leave, n), make([]string, n), make([]string, n)

@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 )
 
 // replyKinds are what Redis answers instead of doing what it is asked, by the first word of the answer. Those inside of
-// scripts are found by the same word; see code.
+// scripts are found by the same word; see Code.
 var replyKinds = map[string]struct {
 	// message is for whoever sent the request, cure for whoever runs the app, "" where Redis's words say enough. A %s in
 	// a cure stands for the setting that names the server.
@@ -51,10 +51,10 @@ var replyKinds = map[string]struct {
 	"maxclients":  {nobody: true, cure: "redis has no connection left; lower MAX_INSTANCES, or choose a larger tier"},
 }
 
-// code is the first word of what Redis answered, also where a script was refused something in the middle: from Redis 7
+// Code is the first word of what Redis answered, also where a script was refused something in the middle: from Redis 7
 // on a script's error has the same word in front, before that it is inside of other words. "" is no answer of Redis.
 // A server without a connection left says so without a word of its own: maxclients.
-func code(err error) string {
+func Code(err error) string {
 	if errors.Is(err, errNoConnectionLeft) {
 		return "maxclients"
 	}
@@ -91,7 +91,7 @@ func isReply(err error) bool {
 
 // connectionFault reports whether err tells of the connection or the server rather than of a command.
 func connectionFault(err error) bool {
-	switch word := code(err); {
+	switch word := Code(err); {
 	case err == nil:
 		return false
 	case errors.As(err, new(*refusedGreeting)):
@@ -104,24 +104,25 @@ func connectionFault(err error) bool {
 
 // cureOf says what mends a refusal, "" where that is not known or Redis's own words say it.
 func cureOf(err error, setting string) string {
-	return strings.ReplaceAll(replyKinds[code(err)].cure, "%s", setting)
+	return strings.ReplaceAll(replyKinds[Code(err)].cure, "%s", setting)
 }
 
-// unavailable is what every fault of Redis becomes: nothing is lost by waiting. The cause, with the cure where one is
-// known, is for the log and for health.
-func unavailable(err error) error {
+// Unavailable is what every fault of Redis becomes: a *presence.Error of the kind Unavailable, as nothing is lost by
+// waiting. The cause, with the cure where one is known, is for the log and for health; see Cause. An error that is a
+// *presence.Error already stays as it is.
+func Unavailable(err error) error {
 	var e *presence.Error
 	if errors.As(err, &e) {
 		return err
 	}
-	refusal := replyKinds[code(err)]
+	answer := replyKinds[Code(err)]
 	message := "the state store cannot be reached: try again"
 	switch {
-	case refusal.message != "":
-		message = refusal.message + ": try again later"
-	case refusal.lasting:
+	case answer.message != "":
+		message = answer.message + ": try again later"
+	case answer.lasting:
 		message = "the state store refuses this app; health says why"
-	case refusal.cure != "" && !refusal.nobody:
+	case answer.cure != "" && !answer.nobody:
 		message = "the state store refuses writes for now: try again"
 	}
 	if cure := cureOf(err, "REDIS_URL or REDIS_HOST"); cure != "" && !errors.As(err, new(*diagnosis)) {
@@ -130,32 +131,32 @@ func unavailable(err error) error {
 	return &presence.Error{Kind: presence.Unavailable, Message: message, RetryAfter: time.Second, Err: err}
 }
 
-// lastRefusal is an answer of Redis that does not become another by itself, such as that of a right that is missing.
-type lastRefusal struct {
+// refusal is an answer of Redis that does not become another by itself, such as that of a right that is missing.
+type refusal struct {
 	at  time.Time
 	err error
 }
 
-// unavailable is the function of that name, and remembers what does not end by itself: no look at Redis may find it,
-// since the rights to each command and key are their own.
-func (s *Store) unavailable(err error) error {
-	err = unavailable(err)
-	if replyKinds[code(err)].lasting {
-		s.refused.Store(&lastRefusal{time.Now(), err})
+// Unavailable is the function of that name for the answer to a command, and remembers for Refused what does not end by itself: no look at
+// Redis may find it, since the rights to each command and key are their own.
+func (c *Client) Unavailable(err error) error {
+	err = Unavailable(err)
+	if replyKinds[Code(err)].lasting {
+		c.refusal.Store(&refusal{time.Now(), err})
 	}
 	return err
 }
 
 // Refused returns why Redis refused something of late that it will refuse again, with the cure; nil for nothing in so
 // much time.
-func (s *Store) Refused(within time.Duration) error {
-	if r := s.refused.Load(); r != nil && time.Since(r.at) < within {
+func (c *Client) Refused(within time.Duration) error {
+	if r := c.refusal.Load(); r != nil && time.Since(r.at) < within {
 		return Cause(r.err)
 	}
 	return nil
 }
 
-// Cause returns what is behind an error of the state store, without the words that are for those who call the app.
+// Cause returns what is behind an error of Unavailable, without the words that are for those who call the app.
 func Cause(err error) error {
 	if e := (*presence.Error)(nil); errors.As(err, &e) && e.Err != nil {
 		return e.Err

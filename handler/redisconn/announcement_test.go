@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"bufio"
@@ -19,7 +19,6 @@ import (
 
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
-	"userconnectivity/handler/presence"
 )
 
 // announcer is a server in front of a real one that has maintenance notifications, which no Redis has that runs
@@ -223,14 +222,14 @@ func circuits(t *testing.T, client **Client) *maintenance.Set {
 	return set
 }
 
-// announcedBench is a store on a server with notifications.
+// announcedBench is a countStore on a server with notifications.
 type announcedBench struct {
 	t     *testing.T
 	front *announcer
 	raw   *redis.Client
 	real  *testkit.Redis
 	set   *maintenance.Set
-	store *Store
+	store *countStore
 }
 
 func newAnnouncedBench(t *testing.T) *announcedBench {
@@ -241,8 +240,8 @@ func newAnnouncedBench(t *testing.T) *announcedBench {
 	b.set = circuits(t, &client)
 	client = NewClient(Endpoint{URL: "redis://" + b.front.addr()}, "test", b.set)
 	t.Cleanup(func() { _ = client.Close() })
-	b.store = New(client, Config{Partitions: 2})
-	t.Cleanup(b.store.Close)
+	b.store = newCountStore(client, 2)
+	t.Cleanup(b.store.close)
 	listen(t, client, 1)
 	if err := b.beat(); err != nil {
 		t.Fatal(err)
@@ -251,7 +250,7 @@ func newAnnouncedBench(t *testing.T) *announcedBench {
 }
 
 func (b *announcedBench) beat() error {
-	_, err := b.store.Heartbeats(b.t.Context(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(60)}})
+	_, err := b.store.add(b.t.Context(), "u")
 	return err
 }
 
@@ -331,9 +330,9 @@ func TestAnnouncements(t *testing.T) {
 	b.alone()
 
 	// Many notifications among many answers.
-	beats := make([]presence.Beat, 50)
-	for i := range beats {
-		beats[i] = presence.Beat{User: fmt.Sprint("many", i), Session: "s", TTL: seconds(60)}
+	names := make([]string, 50)
+	for i := range names {
+		names[i] = fmt.Sprint("many", i)
 	}
 	for round := range 50 {
 		var running sync.WaitGroup
@@ -342,14 +341,14 @@ func TestAnnouncements(t *testing.T) {
 				front.announce("SMIGRATED", 100*round+n, "1-5")
 			}
 		})
-		out, err := store.Heartbeats(t.Context(), beats)
+		out, err := store.add(t.Context(), names...)
 		running.Wait()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i, o := range out {
-			if want := map[bool]presence.Change{true: presence.ChangeOnline, false: presence.ChangeRenewed}[round == 0]; o.Change != want {
-				t.Fatalf("round %d: beat %d: %+v", round, i, o)
+			if o != int64(round)+1 {
+				t.Fatalf("round %d: name %d was counted %d times", round, i, o)
 			}
 		}
 	}
@@ -406,30 +405,30 @@ func TestAnnouncementsOfANode(t *testing.T) {
 	set := circuits(t, &client)
 	client = NewClient(endpointOf(c), "test", set)
 	defer client.Close()
-	store := New(client, Config{Partitions: 16})
-	defer store.Close()
-	users := usersOf(store)
-	if _, err := store.Heartbeats(t.Context(), beatsOf(users)); err != nil {
+	store := newCountStore(client, 16)
+	defer store.close()
+	names := store.names()
+	if _, err := store.add(t.Context(), names...); err != nil {
 		t.Fatal(err)
 	}
 	for node, front := range fronts {
 		if n := front.announce("FAILING_OVER", 1, 0); n != 1 {
 			t.Fatalf("%s announced on %d connections", node, n)
 		}
-		_, _ = store.Heartbeats(t.Context(), beatsOf(users))
+		_, _ = store.add(t.Context(), names...)
 		testkit.Eventually(t, "open", func(context.Context, *redis.Client) (bool, error) {
 			_, open := set.Open(node)
 			return open, nil
 		}, c.Primaries[0])
 		refused := 0
-		for _, user := range users {
-			_, err := store.Heartbeats(t.Context(), beatsOf([]string{user}))
+		for _, name := range names {
+			_, err := store.add(t.Context(), name)
 			after, away := time.Duration(0), false
-			if tell := store.Away(); tell != nil {
-				after, away = tell(user)
+			if tell := client.Away(); tell != nil {
+				after, away = tell(store.key(name))
 			}
 			if away != errors.Is(err, errCircuitOpen) || !away && err != nil || away && after < time.Second {
-				t.Errorf("user %s: away %v for %v, %v", user, away, after, err)
+				t.Errorf("%s: away %v for %v, %v", name, away, after, err)
 			}
 			if err != nil {
 				refused++
@@ -441,12 +440,12 @@ func TestAnnouncementsOfANode(t *testing.T) {
 				t.Errorf("%s is %s after %s announced", other, s.Status, node)
 			}
 		}
-		if refused == 0 || refused == len(users) || len(state.Nodes) != 3 {
-			t.Errorf("%d of %d users refused, nodes %+v", refused, len(users), state.Nodes)
+		if refused == 0 || refused == len(names) || len(state.Nodes) != 3 {
+			t.Errorf("%d of %d calls refused, nodes %+v", refused, len(names), state.Nodes)
 		}
 		front.announce("FAILED_OVER", 2)
 		testkit.Eventually(t, "closed", func(context.Context, *redis.Client) (bool, error) { return !set.AnyOpen(), nil }, c.Primaries[0])
-		if store.Away() != nil {
+		if client.Away() != nil {
 			t.Error("somebody is away")
 		}
 	}

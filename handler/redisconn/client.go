@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"cmp"
@@ -24,12 +24,12 @@ import (
 const (
 	// dialTimeout bounds the opening of a TCP connection. It is short, so that one begun while nothing answered is
 	// soon followed by another. handshakeTimeout bounds the TLS handshake after it, which takes long while many
-	// clients come back to a server at once. commandTimeout bounds a round trip.
+	// clients come back to a server at once. CommandTimeout bounds a round trip.
 	dialTimeout      = 1500 * time.Millisecond
 	handshakeTimeout = 5 * time.Second
-	commandTimeout   = 3 * time.Second
+	CommandTimeout   = 3 * time.Second
 	// createLimit bounds the first look at a server or cluster: the connections, and what is asked over them.
-	createLimit = connectLimit + 5*commandTimeout
+	createLimit = connectLimit + 5*CommandTimeout
 	// replaceAfter is how long every round trip may fail before the client is closed and made anew.
 	replaceAfter = 15 * time.Second
 )
@@ -94,7 +94,10 @@ type Client struct {
 	patience   sync.Map // node -> *patience
 	faults     standing
 	evictions  evictions
-	clocks     sync.Map // node -> *clock
+	refusal    atomic.Pointer[refusal]
+	apart      atomic.Bool // a server refused a script with keys of several slots
+	turns      [classes]chan struct{}
+	clocks     sync.Map // node -> *Clock
 	subscribed standing
 	followers  sync.WaitGroup
 }
@@ -147,6 +150,9 @@ func NewClient(e Endpoint, name string, circuit Circuit) *Client {
 	}
 	c := &Client{endpoint: e, name: strings.Map(clientNameRune, name), circuit: circuit, replaceAfter: replaceAfter, quiet: quiet, rescan: rescan}
 	c.open, c.end = context.WithCancel(context.Background())
+	for i := range c.turns {
+		c.turns[i] = make(chan struct{}, 1)
+	}
 	return c
 }
 
@@ -162,8 +168,8 @@ func clientNameRune(r rune) rune {
 	return r
 }
 
-// ready fails at once while no server may be asked. On a cluster the watch of each node does so for that node.
-func (c *Client) ready() error { return c.readyFor("") }
+// Ready fails at once while no server may be asked. On a cluster the watch of each node does so for that node.
+func (c *Client) Ready() error { return c.readyFor("") }
 
 func (c *Client) readyFor(node string) error {
 	if wait, open := c.circuit.Open(node); open {
@@ -180,14 +186,16 @@ var (
 	errClosed      = errors.New("the Redis client is closed")
 )
 
-// connect returns the shared client.
-func (c *Client) connect(ctx context.Context) (redis.UniversalClient, error) {
-	if err := c.ready(); err != nil {
+// Connect returns the client that all share, which is created on first use. It fails at once while no server may be
+// asked, and waits until ctx ends for the first connection, with all others who do. Make round trips with it in a turn
+// of their class only; see Through.
+func (c *Client) Connect(ctx context.Context) (redis.UniversalClient, error) {
+	if err := c.Ready(); err != nil {
 		return nil, err
 	}
 	l, err := c.attempt(ctx)
 	if err != nil {
-		return nil, unavailable(c.endpoint.diagnose(err))
+		return nil, Unavailable(c.endpoint.diagnose(err))
 	}
 	return l, nil
 }
@@ -294,7 +302,7 @@ func (c *Client) options() (*redis.Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout, opt.PoolTimeout = dialTimeout+handshakeTimeout, commandTimeout, commandTimeout, commandTimeout
+	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout, opt.PoolTimeout = dialTimeout+handshakeTimeout, CommandTimeout, CommandTimeout, CommandTimeout
 	opt.ContextTimeoutEnabled = true
 	opt.MaxRetries = -1 // a re-sent script may run twice; the callers retry what may be retried
 	opt.Dialer, opt.DialerRetries = c.dialer(opt.TLSConfig), 1
@@ -397,8 +405,8 @@ func infoOf(ctx context.Context, client *redis.Client) (map[string]string, error
 	return info, nil
 }
 
-// exec sends a pipeline. Each command has its own error.
-func (c *Client) exec(ctx context.Context, pipe redis.Pipeliner) {
+// Exec sends a pipeline. Each command has its own error.
+func Exec(ctx context.Context, pipe redis.Pipeliner) {
 	_, _ = pipe.Exec(ctx) // the first of the commands' errors
 }
 
@@ -501,8 +509,14 @@ func (c *Client) Server() (s Server, connections int, ok bool) {
 	return l.server, c.sockets.most(), true
 }
 
-// oneServer reports whether all keys are on one server, as far as is known.
-func (c *Client) oneServer() bool {
+// Diagnose puts the setting and the cure in front of what Redis or the network said, where they are known.
+func (c *Client) Diagnose(err error) error { return c.endpoint.diagnose(err) }
+
+// OneServer reports whether there is one connection to one server, as far as is known.
+func (c *Client) OneServer() bool {
 	l := c.live.Load()
 	return l != nil && !l.server.Cluster
 }
+
+// Together reports whether one script may have keys of several slots: all are on one server, as far as is known.
+func (c *Client) Together() bool { return c.OneServer() && !c.apart.Load() }
