@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"userconnectivity/handler/presence"
@@ -39,12 +40,16 @@ func (r *Request) Waiter() *Request { return r }
 type Item interface{ Waiter() *Request }
 
 // Lane lets concurrent requests share round trips: while one flush is under way, the next items gather. Its
-// goroutine starts with the first item and ends with Stop.
+// goroutine starts with the first item and ends with Stop. While no two requests come at the same time, each flushes its
+// own item: to hand it to the goroutine, and the answer back, would take longer than all the rest.
 type Lane[T Item] struct {
 	client *Client
 	// flush handles 1 to laneBatch items; it must tell each of them how it went.
 	flush func([]T)
 	queue chan T
+	// turn is held during a flush. alone is true while the last flush was of one item and no other came meanwhile.
+	turn  chan struct{}
+	alone atomic.Bool
 	once  sync.Once
 	quit  chan struct{}
 	// ended is closed when no item is flushed any more. Whoever waits for an item waits for this too.
@@ -83,7 +88,7 @@ func NewLane[T Item](c *Client, do func(ctx context.Context, items []T) error) *
 }
 
 func newLane[T Item](flush func([]T)) *Lane[T] {
-	return &Lane[T]{flush: flush, queue: make(chan T, laneQueue), quit: make(chan struct{}), ended: make(chan struct{})}
+	return &Lane[T]{flush: flush, queue: make(chan T, laneQueue), turn: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // Share gives an item to the lane and waits until it is handled, or its request ends. An item has one of NewRequest or
@@ -92,10 +97,14 @@ func (l *Lane[T]) Share(it T) (handled bool, err error) {
 	if err := l.client.Ready(); err != nil {
 		return false, err
 	}
+	r := it.Waiter()
+	if until, ok := r.ctx.Deadline(); ok && time.Until(until) > flushTimeout && l.flushAlone(it) {
+		<-r.done
+		return true, r.Err
+	}
 	if !l.put(it) {
 		return false, errQueueFull
 	}
-	r := it.Waiter()
 	select {
 	case <-r.done:
 		return true, r.Err
@@ -148,6 +157,26 @@ func (l *Lane[T]) put(item T) bool {
 	}
 }
 
+// flushAlone flushes an item at once, in the goroutine of its request, and reports false where others may come at the same
+// time. A flush may take flushTimeout, so only a request that has longer may call it.
+func (l *Lane[T]) flushAlone(item T) bool {
+	if !l.alone.Load() {
+		return false
+	}
+	select {
+	case l.turn <- struct{}{}:
+	default:
+		return false
+	}
+	defer func() { <-l.turn }()
+	if !l.alone.Load() { // it was stopped
+		return false
+	}
+	l.flush([]T{item})
+	l.alone.Store(len(l.queue) == 0)
+	return true
+}
+
 func (l *Lane[T]) run() {
 	defer close(l.ended)
 	batch := make([]T, 0, laneBatch)
@@ -161,8 +190,10 @@ func (l *Lane[T]) run() {
 		if len(l.queue) == 0 {
 			runtime.Gosched() // whoever is about to queue an item does so first: one more round trip is dearer
 		}
+		l.turn <- struct{}{}
 		select {
 		case <-l.quit: // it was closed during the flush before
+			<-l.turn
 			return
 		default:
 		}
@@ -175,6 +206,8 @@ func (l *Lane[T]) run() {
 			}
 		}
 		l.flush(batch)
+		l.alone.Store(len(batch) == 1 && len(l.queue) == 0)
+		<-l.turn
 		clear(batch)
 	}
 }
@@ -189,6 +222,12 @@ func (l *Lane[T]) Stop(ctx context.Context) {
 	}
 	select {
 	case <-l.ended:
+	case <-ctx.Done():
+	}
+	select {
+	case l.turn <- struct{}{}:
+		l.alone.Store(false) // no request flushes by itself any more
+		<-l.turn
 	case <-ctx.Done():
 	}
 }

@@ -3,6 +3,7 @@ package redisconn
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -104,6 +105,69 @@ func TestLaneIsStoppedBeforeItsFirstItem(t *testing.T) {
 	case <-h.ended:
 	case items := <-h.begun:
 		t.Errorf("flushed %v after stop", items)
+	}
+}
+
+// TestLaneFlushesOneItemAtOnce: as long as no two come at the same time, whoever brings an item flushes it.
+func TestLaneFlushesOneItemAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHeld()
+	byItself := func(item int) <-chan bool {
+		did := make(chan bool, 1)
+		go func() { did <- h.flushAlone(&numbered{n: item}) }()
+		return did
+	}
+	next := func(want ...int) {
+		t.Helper()
+		if items := <-h.begun; !slices.Equal(items, want) {
+			t.Fatalf("flushed %v, want %v", items, want)
+		}
+	}
+	if h.flushAlone(&numbered{n: 0}) {
+		t.Fatal("nothing was flushed before, so it is not known whether others come")
+	}
+	h.put(&numbered{n: 1})
+	next(1)
+	if h.flushAlone(&numbered{n: 0}) {
+		t.Fatal("a flush is under way")
+	}
+	h.end <- struct{}{}
+	for !h.alone.Load() {
+		runtime.Gosched()
+	}
+	did := byItself(2)
+	next(2)
+	h.put(&numbered{n: 3}) // one that comes meanwhile waits, with all after it
+	h.put(&numbered{n: 4})
+	h.end <- struct{}{}
+	if !<-did {
+		t.Error("it was not flushed by itself")
+	}
+	next(3, 4)
+	h.end <- struct{}{}
+	h.put(&numbered{n: 5})
+	next(5)
+	h.end <- struct{}{}
+	for !h.alone.Load() {
+		runtime.Gosched()
+	}
+	did = byItself(6)
+	next(6)
+	stopped := make(chan struct{})
+	go func() {
+		h.Stop(t.Context())
+		close(stopped)
+	}()
+	<-h.ended
+	select {
+	case <-stopped:
+		t.Error("it did not wait for the flush")
+	default:
+	}
+	h.end <- struct{}{}
+	<-stopped
+	if !<-did || h.flushAlone(&numbered{n: 7}) {
+		t.Error("after stop nothing is flushed")
 	}
 }
 
