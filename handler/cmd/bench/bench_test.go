@@ -266,7 +266,7 @@ func TestNumbers(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Parallel()
-	for only, want := range map[string]int{"": 7, "A": 1, "a, d": 2, "X": 0, "A,": 0} {
+	for only, want := range map[string]int{"": 8, "A": 1, "a, d": 2, "X": 0, "A,": 0} {
 		some, err := chosen(only)
 		if (err != nil) != (want == 0) || len(some) != want {
 			t.Errorf("-only %q: %d sections, %v", only, len(some), err)

@@ -70,6 +70,7 @@ var sections = []section{
 	{"E", "start", starts},
 	{"F", "size of the binary", size},
 	{"G", "outages of Redis", outages},
+	{"H", "beside a handler with fixed answers", fixedAnswers},
 	{"P", "beside centrifuge and asynq", peers},
 }
 

@@ -25,23 +25,16 @@ import (
 const (
 	// pipelinedSets are the commands of one pipeline that a renewal in a bulk is compared with.
 	pipelinedSets = bulkOf
-	// hostBulks is how many bulks of 1,000 a second the real Functions host passed to a handler with fixed answers, on two
-	// shared cores. It is the ceiling of the whole path, and it cannot be measured here.
-	hostBulks = 487
 	// stalledRelay is what the relay of the due sessions reports; it sends nothing while the claims are measured.
 	stalledRelay = "not sent while claims are measured"
 )
 
-// peers is section P: our store beside centrifuge and asynq on the same redis-server, in turns, in one run; and the whole
-// path of heartbeats beside a handler with fixed answers.
+// peers is section P: our store beside centrifuge and asynq on the same redis-server, in turns, in one run.
 func peers(ctx context.Context, p plan, r *report) error {
 	if err := p.peerBeats(ctx, r); err != nil {
 		return err
 	}
-	if err := p.peerClaims(ctx, r); err != nil {
-		return err
-	}
-	return p.fixedAnswers(ctx, r)
+	return p.peerClaims(ctx, r)
 }
 
 // contender is one side of the comparison: what it does of a task, and what that took.
@@ -287,45 +280,6 @@ func (p plan) peerRate(ctx context.Context, commands [2]string) (float64, error)
 	}
 	o, err := other.do(ctx, commands[1], p.dueUsers)
 	return o.rate(), err
-}
-
-// fixedAnswers measures the whole path of a bulk, and of one heartbeat after another over one connection, beside a
-// handler that reads nothing and answers a constant.
-func (p plan) fixedAnswers(ctx context.Context, r *report) error {
-	redis, err := startRedis(ctx)
-	if err != nil {
-		return err
-	}
-	defer redis.stop()
-	handler, err := startHandler(ctx, p, redis, "AzureWebJobs_ExpirationListener_Disabled=true")
-	if err != nil {
-		return err
-	}
-	defer handler.stop()
-	fixed, err := startServer(emptyServer)(ctx, redis)
-	if err != nil {
-		return err
-	}
-	defer fixed.stop()
-	var bulks, waits [2][]float64
-	for range p.rounds {
-		for i, server := range []*process{handler, fixed} {
-			o, err := load{server.addr, bulkConnections, bulkBeats(users, bulkOf)}.run(ctx, p.round)
-			if err != nil {
-				return err
-			}
-			bulks[i] = append(bulks[i], o.rate())
-			if o, err = (load{server.addr, 1, singleBeats(users, 1)}).run(ctx, p.round); err != nil {
-				return err
-			}
-			waits[i] = append(waits[i], float64(quantile(o.times, 50)))
-		}
-	}
-	r.ratioAtMost("P", "one connection, heartbeat after heartbeat, p50, to a handler with fixed answers", median(waits[0]), median(waits[1]), 3)
-	r.figure("P", "bulks of 1,000 over HTTP", "%s calls/s; fixed answers %s calls/s without a host between; the real host passed %d on two such cores",
-		thousands(median(bulks[0])), thousands(median(bulks[1])), hostBulks)
-	r.figure("P", "one connection, p50", "%s; fixed answers %s", readable(time.Duration(median(waits[0]))), readable(time.Duration(median(waits[1]))))
-	return nil
 }
 
 // peerProcess is the command peers, which does the tasks of the other projects.
