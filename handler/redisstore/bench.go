@@ -40,6 +40,19 @@ func (s *Store) RenewCall(beats []presence.Beat) ScriptCall {
 	return call
 }
 
+// JoinRenewCalls returns one call that does what several of RenewCall do, each of which has beats of one partition.
+func JoinRenewCalls(calls []ScriptCall) ScriptCall {
+	const shared, leading = 2, 3 // keys of a partition, and arguments before how many beats it has
+	all := ScriptCall{Text: calls[0].Text, Args: append(calls[0].Args[:leading-1:leading-1], len(calls))}
+	for _, c := range calls {
+		all.Keys, all.Args = append(all.Keys, c.Keys[:shared]...), append(all.Args, c.Args[leading])
+	}
+	for _, c := range calls {
+		all.Keys, all.Args = append(all.Keys, c.Keys[shared:]...), append(all.Args, c.Args[leading+1:]...)
+	}
+	return all
+}
+
 // valueOf returns what a key or argument of a call is, or points to.
 func valueOf(v any) any {
 	switch v := v.(type) {
@@ -47,6 +60,9 @@ func valueOf(v any) any {
 		return *v
 	case *int64:
 		return *v
+	case *renewalArg:
+		text, _ := v.MarshalBinary() // it never fails
+		return string(text)
 	}
 	return v
 }
@@ -57,6 +73,11 @@ const whenRun int64 = -10_000_000_000_000
 // OutboxKey returns the key of the outbox of a user's partition.
 func (s *Store) OutboxKey(user string) string { return s.keys.outbox(s.keys.partition(user)) }
 
+// LeaseKey returns the key of a session's lease.
+func (s *Store) LeaseKey(user, session string) string {
+	return s.keys.lease(s.keys.partition(user), user, session)
+}
+
 // HeartbeatCall returns the call of the script that applies any beat, for users of one partition: that of the first.
 // ReadHeartbeat reads its answers.
 func (s *Store) HeartbeatCall(beats []presence.Beat) ScriptCall {
@@ -64,7 +85,7 @@ func (s *Store) HeartbeatCall(beats []presence.Beat) ScriptCall {
 	c.Args = append(c.Args, 0)
 	for i := range beats {
 		it := s.prepared(&beats[i])
-		c.Keys = append(c.Keys, it.userKey, it.leaseKey)
+		c.Keys = append(c.Keys, it.userKey, s.LeaseKey(it.beat.User, it.beat.Session))
 		c.Args = append(c.Args, it.beat.User, it.beat.Session, it.ttlSeconds, it.graceSeconds, whenRun,
 			it.seq, it.groups, it.meta, it.beat.Traceparent)
 	}

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -22,13 +23,30 @@ type beatItem struct {
 	partition int
 
 	// What the scripts get, passed by pointer.
-	userKey, leaseKey, special, seq string
-	groups, meta                    string
-	ttlSeconds, graceSeconds        int64
-	at                              int64
+	userKey, leaseKey, seq   string
+	groups, meta             string
+	ttlSeconds, graceSeconds int64
+	renewalArg
 
 	renewed bool // renew.lua did it
 	outcome presence.BeatOutcome
+}
+
+// renewalArg is what renew.lua gets of a beat: when it was received, and where the beat is not the usual one the rest,
+// with commas between.
+type renewalArg struct {
+	at      int64
+	special string
+	text    [96]byte // room for most texts
+}
+
+// MarshalBinary returns the argument.
+func (a *renewalArg) MarshalBinary() ([]byte, error) {
+	text := strconv.AppendInt(a.text[:0], a.at, 10)
+	if a.special != "" {
+		text = append(append(text, ','), a.special...)
+	}
+	return text, nil
 }
 
 var beatItems = sync.Pool{New: func() any { return new(beatItem) }}
@@ -135,7 +153,6 @@ func (it *beatItem) prepare(s *Store) {
 	b := &it.beat
 	it.partition = s.keys.partition(b.User)
 	it.userKey = s.keys.user(it.partition, b.User)
-	it.leaseKey = s.keys.lease(it.partition, b.User, b.Session)
 	it.ttlSeconds, it.graceSeconds = int64(*b.TTL/time.Second), int64(b.Grace/time.Second)
 	it.seq, it.groups, it.meta = seqArg(b.Seq), groupsArg(b.Groups), string(b.Meta)
 	it.special = ""
@@ -199,14 +216,16 @@ func (s *Store) renewal(r *renewal, beats int) {
 
 // renewalCall makes the call of renew.lua for so many beats; moved is by how many ms their dates must be moved.
 func (s *Store) renewalCall(chunks []chunk[*beatItem], beats int, moved any) *redisconn.Call {
-	c := &redisconn.Call{Script: renewScript, Keys: make([]any, 0, 2*(len(chunks)+beats)), Args: make([]any, 0, 2+len(chunks)+2*beats)}
-	c.Args = append(c.Args, s.args[1], moved)
+	c := &redisconn.Call{Script: renewScript, Keys: make([]any, 0, 2*len(chunks)+beats), Args: make([]any, 0, 3+len(chunks)+beats)}
+	c.Args = append(c.Args, s.args[1], moved, len(chunks))
 	for _, ch := range chunks {
 		c.Keys = append(c.Keys, s.shared[ch.partition][:2]...)
 		c.Args = append(c.Args, len(ch.items))
+	}
+	for _, ch := range chunks {
 		for _, it := range ch.items {
-			c.Keys = append(c.Keys, &it.userKey, &it.leaseKey)
-			c.Args = append(c.Args, &it.at, &it.special)
+			c.Keys = append(c.Keys, &it.userKey)
+			c.Args = append(c.Args, &it.renewalArg)
 		}
 	}
 	return c
@@ -253,7 +272,7 @@ func (r renewal) read() error {
 	if err != nil {
 		return err
 	}
-	want := len(r.chunks)
+	want := 1 + len(r.chunks)
 	for _, ch := range r.chunks {
 		want += len(ch.items)
 	}
@@ -264,10 +283,10 @@ func (r renewal) read() error {
 		text, rest, _ = strings.Cut(rest, "\n")
 		return text
 	}
+	n := numbers{}
+	now := n.parse(line(), 0)
 	for _, ch := range r.chunks {
-		n := numbers{}
-		told, offset, _ := strings.Cut(line(), ",")
-		now, ahead := n.parse(told, 0), n.parse(offset, 0)
+		ahead := n.parse(line(), 0)
 		for _, it := range ch.items {
 			text := line()
 			if text == "" {
@@ -285,10 +304,11 @@ func (r renewal) read() error {
 				return fmt.Errorf("a number cannot be read in the answer %q", text)
 			}
 		}
-		if !n.bad {
-			r.Learn(now)
-		}
 	}
+	if n.bad {
+		return errors.New("the times in the answer cannot be read")
+	}
+	r.Learn(now)
 	return nil
 }
 
@@ -300,6 +320,7 @@ func (s *Store) beat(ctx context.Context, items []*beatItem) {
 		c := s.newDatedCall(heartbeatScript, ch.partition, len(ch.items), 9)
 		for _, it := range ch.items {
 			it.at = c.Dating.Received(it.beat.At, it.beat.Enqueued)
+			it.leaseKey = s.keys.lease(it.partition, it.beat.User, it.beat.Session)
 			c.Keys = append(c.Keys, &it.userKey, &it.leaseKey)
 			c.Args = append(c.Args, &it.beat.User, &it.beat.Session, &it.ttlSeconds, &it.graceSeconds, &it.at,
 				&it.seq, &it.groups, &it.meta, &it.beat.Traceparent)

@@ -41,7 +41,7 @@ func TestChunks(t *testing.T) {
 		items := make([]*beatItem, n)
 		for i := range items {
 			// The last partition has none, and one has most.
-			items[i] = &beatItem{partition: min(rng.IntN(10), partitions-2), at: int64(i)}
+			items[i] = &beatItem{partition: min(rng.IntN(10), partitions-2), renewalArg: renewalArg{at: int64(i)}}
 		}
 		chunks := chunksOf(items, partitions, func(it *beatItem) int { return it.partition })
 		inOrder := func(chunks []chunk[*beatItem]) (total int) {
@@ -174,8 +174,8 @@ func TestOneAddressOfACluster(t *testing.T) {
 func TestUnexpectedAnswers(t *testing.T) {
 	t.Parallel()
 	for _, answer := range []any{
-		nil, int64(3), "", "1700000000000", "1700000000000\n5\n6\n7", "x\n5\n6", "1700000000000\nx\n6", "1700000000000\n5,x\n6",
-		[]any{"1700000000000", "5", "6"},
+		nil, int64(3), "", "1700000000000", "1700000000000\n0\n5\n6\n7", "x\n0\n5\n6", "1700000000000\nx\n5\n6", "1700000000000\n0\nx\n6",
+		"1700000000000\n0\n5,x\n6", []any{"1700000000000", "0", "5", "6"},
 	} {
 		r := renewal{Call: &redisconn.Call{Cmd: redis.NewCmd(context.Background())}, Dating: redisconn.NewClock().Dating(), chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
 		r.Cmd.SetVal(answer)

@@ -123,7 +123,7 @@ func (r *rig) renewal(script redis.Cmder) bool {
 	}
 	r.renewed = nil
 	if text, err := script.(*redis.Cmd).Text(); err == nil {
-		r.renewed = strings.Split(text, "\n")[1:] // the model has one partition, whose time is in front
+		r.renewed = strings.Split(text, "\n")[2:] // after the time and the offset of the model's one partition
 	}
 	for _, answer := range r.renewed {
 		if answer == "" {

@@ -59,7 +59,7 @@ func bareKeys(ctx context.Context, redis *redisServer, n int) error {
 		pipe := redis.admin.Pipeline()
 		for _, b := range beatsOf(first, min(bulkOf, n-first), &longTTL) {
 			call := layout.RenewCall([]presence.Beat{b})
-			pipe.Set(ctx, call.Keys[3], 1, longTTL)
+			pipe.Set(ctx, layout.LeaseKey(b.User, b.Session), 1, longTTL)
 			pipe.Do(ctx, "zadd", call.Keys[1], b.At.Add(longTTL).UnixMilli(), b.User+"/"+b.Session)
 		}
 		if _, err := pipe.Exec(ctx); err != nil {

@@ -339,17 +339,13 @@ func (b *benchmark) calls(ctx context.Context, beats int, s shape, d time.Durati
 // call returns a call of beats that are spread over so many partitions.
 func (b *benchmark) call(beats, over int) redisstore.ScriptCall {
 	over = min(max(over, 1), beats, len(b.layouts))
-	var all redisstore.ScriptCall
+	calls := make([]redisstore.ScriptCall, over)
 	for p := range over {
 		some := make([]presence.Beat, (beats+over-1-p)/over)
 		for i := range some {
 			some[i] = presence.Beat{User: userPrefix + placeholder, Session: presence.DefaultSession, TTL: &defaultTTL}
 		}
-		c := b.layouts[p].RenewCall(some)
-		if p > 0 {
-			c.Args = c.Args[2:] // the first two are of the whole call
-		}
-		all = redisstore.ScriptCall{Text: c.Text, Keys: append(all.Keys, c.Keys...), Args: append(all.Args, c.Args...)}
+		calls[p] = b.layouts[p].RenewCall(some)
 	}
-	return all
+	return redisstore.JoinRenewCalls(calls)
 }

@@ -2,91 +2,119 @@
 -- several sessions or remembered ends, stale beats, leaves under way, starts, junk. One call may have beats of several
 -- partitions, where all are on one server; a partition with a fault is left to heartbeat.lua as well, which tells it.
 --
--- KEYS  for each partition: meta hash, deadline index; then two a beat: user record, lease.
--- ARGV  1 '1' to keep lease keys; 2 by how many ms the times of receipt must be moved; then for each partition: how many
---       beats; and two a beat: when it was received in ms (see received in clock.lua); '' for the usual beat, else ttl s ('' for 45), session ('' for default), grace s ('' for 0), seq or '', with
---       commas between.
--- RETURN a string with one line for each partition, the time of the server in ms and the partition's offset, with a comma
---       between, and one for each of its beats: epoch, and after a comma the session's last seq where it has one; or
---       nothing where heartbeat.lua must do it.
+-- KEYS  two a partition: meta hash, deadline index; then one a beat, by partition: user record. Lease keys are made
+--       here: they are in the slot of their partition, and nothing goes by them.
+-- ARGV  1 '1' to keep lease keys; 2 by how many ms the times of receipt must be moved; 3 how many partitions; how many
+--       beats each has; then one a beat: when it was received in ms (see received in clock.lua), and unless the beat is
+--       the usual one: ttl s ('' for 45), session ('' for default), grace s ('' for 0), seq or '', each after a comma.
+-- RETURN a string of lines: the time of the server in ms; then for each partition its offset in ms, and one line for each
+--       of its beats: epoch, and after a comma the session's last seq where it has one; or nothing where heartbeat.lua
+--       must do it.
 
 local call, try, match, sub, type, tonumber = redis.call, redis.pcall, string.match, string.sub, type, tonumber
-local LEASES = ARGV[1] == '1'
+local LEASES, MOVED, PARTITIONS = ARGV[1] == '1', tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- The record of a user with one live session, in the short form and in the long one; state.lua has both.
 local SHORT = '^(a(%d+)[^\n]*\n)%+(%-?%d*),?%d*$'
 local LONG = '^(a(%d+)[^\n]*\n)%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
 
-local MOVED = tonumber(ARGV[2])
+-- What the arguments of the beats say. Many have the same one, so each is read once.
+local beats = setmetatable({}, { __index = function(known, text)
+  local at, ttl, session, grace, seq = match(text, '^(.-),(%d*),([^,]*),(%d*),(%d*)$')
+  local b = { ttl = ttl or '', session = session or '', grace = grace or '', seq = seq or '' }
+  b.instant = received(tonumber(at or text), MOVED)
+  b.due = b.instant + ((tonumber(ttl) or 45) + (tonumber(grace) or 0)) * 1000
+  local left = b.due - clock
+  b.late, b.left = left <= 0, left .. ''
+  b.short = b.session == '' and b.grace == ''
+  b.tail = b.ttl == '' and '' or ',' .. b.ttl
+  b.name = b.session == '' and 'default' or b.session
+  known[text] = b
+  return b
+end })
 
-local now, offset, index, member_at -- of the partition
-local left_out = {}         -- user records whose beats are not applied here: later ones must not overtake earlier ones
+local offset -- of the partition
 
-local function renew(user_key, lease_key, at, special)
-  if left_out[user_key] then return '' end
-  local raw = try('GET', user_key)
-  if type(raw) ~= 'string' then return '' end
-  local start, meta, last_seq = '', '', ''
-  local session, ttl, grace, seq = '', '', '', ''
-  local hold = 45000
-  if special ~= '' then
-    ttl, session, grace, seq = match(special, '^(%d*),([^,]*),(%d*),(%d*)$')
-    hold = (ttl == '' and 45 or ttl) * 1000 + (grace == '' and 0 or grace) * 1000
-  end
+-- renew returns the record after a beat, and what is answered. It returns nothing where heartbeat.lua must do it.
+local function renew(raw, b)
+  local start, last_seq, meta, seq = '', '', '', b.seq
   local head, epoch, last = match(raw, SHORT)
-  if not head then
-    local name
-    head, epoch, last, name, start, last_seq, meta = match(raw, LONG)
-    if name ~= session then return '' end
-  elseif session ~= '' then
-    return ''
+  if head then
+    if b.session ~= '' then return nil end
+  else
+    local session
+    head, epoch, last, session, start, last_seq, meta = match(raw, LONG)
+    if session ~= b.session then return nil end
   end
-  local instant = received(tonumber(at), MOVED) + offset
-  local due = instant + hold
-  if due <= now then return '' end
-  instant = instant - epoch -- as the record counts
-  if instant < (tonumber(last) or 0) then return '' end
+  local instant = b.instant + offset - epoch -- as the record counts
+  if b.late or instant < (tonumber(last) or 0) then return nil end
   if seq == '' then
     seq = last_seq
   elseif last_seq ~= '' and tonumber(seq) <= tonumber(last_seq) then
-    return ''
+    return nil
   end
-  -- First, as it is refused when memory is full or the type is wrong.
-  if type(try('ZADD', index, due, sub(lease_key, member_at))) == 'table' then return '' end
-  local line = head .. '+' .. instant
-  if session ~= '' or start ~= '' or grace ~= '' or seq ~= '' or meta ~= '' then
-    line = line .. ',' .. ttl .. ',' .. session .. ',' .. start .. ',' .. grace .. ',,' .. seq .. ',' .. meta
-  elseif ttl ~= '' then
-    line = line .. ',' .. ttl
+  local record
+  if b.short and start == '' and seq == '' and meta == '' then
+    record = head .. '+' .. instant .. b.tail
+  else
+    record = head .. '+' .. instant .. ',' .. b.ttl .. ',' .. b.session .. ',' .. start .. ',' .. b.grace .. ',,' .. seq .. ',' .. meta
   end
-  call('SET', user_key, line)
-  if LEASES then call('SET', lease_key, '1', 'PX', due - now) end
-  if seq ~= '' then return epoch .. ',' .. seq end
-  return epoch
+  if seq ~= '' then epoch = epoch .. ',' .. seq end
+  return record, epoch
 end
 
-local lines = {}
-local n, k, a = 0, 1, 3
-while ARGV[a] do
-  local meta = KEYS[k]
+local lines, writes, leases = { clock .. '' }, {}, {}
+local n, w, l = 1, 0, 0 -- how many of each
+-- The record of each user after the beats so far; false when a beat was left to heartbeat.lua, since later ones must not
+-- overtake it.
+local latest = {}
+local found = call('MGET', unpack(KEYS, 2 * PARTITIONS + 1))
+local i = 0
+for p = 1, PARTITIONS do
+  local meta = KEYS[2 * p - 1]
   local m = try('HMGET', meta, 'life', 'pulse', 'offset')
   local life = m[1] -- nil for an error, too
-  offset, index = tonumber(m[3] or 0) or 0, KEYS[k + 1]
-  now = clock + offset
-  member_at = #meta + 3 -- a lease key is the meta key with lease/<member> in the place of meta
+  offset = tonumber(m[3] or 0) or 0
   n = n + 1
-  lines[n] = clock .. ',' .. offset
-  local beats = tonumber(ARGV[a])
-  k, a = k + 2, a + 1
-  for _ = 1, beats do
-    local user_key = KEYS[k]
-    local line = ''
-    if life then line = renew(user_key, KEYS[k + 1], ARGV[a], ARGV[a + 1]) end
-    if line == '' then left_out[user_key] = true end
+  lines[n] = m[3] or '0'
+  local user_at = #meta - 4 -- the key of a user is that of the meta hash with the user in the place of /meta
+  local lease = sub(meta, 1, -5) .. 'lease/'
+  local n_before, w_before, l_before = n, w, l
+  local moves, k = {}, 0
+  local first = i + 1
+  i = i + tonumber(ARGV[3 + p])
+  for j = first, i do
+    local user_key, b = KEYS[2 * PARTITIONS + j], beats[ARGV[3 + PARTITIONS + j]]
+    local raw = latest[user_key]
+    if raw == nil then raw = life and found[j] end
+    local record, answer
+    if raw then record, answer = renew(raw, b) end
+    latest[user_key] = record or false
     n = n + 1
-    lines[n] = line
-    k, a = k + 2, a + 2
+    lines[n] = answer or ''
+    if record then
+      writes[w + 1], writes[w + 2] = user_key, record
+      w = w + 2
+      local member = sub(user_key, user_at) .. '/' .. b.name
+      moves[k + 1], moves[k + 2] = b.due + offset, member
+      k = k + 2
+      if LEASES then
+        leases[l + 1], leases[l + 2] = lease .. member, b.left
+        l = l + 2
+      end
+    end
   end
-  beat_was_accepted(meta, life, now, tonumber(m[2] or 0) or 0)
+  -- First of all writes, as it is refused when memory is full or the type is wrong.
+  if k > 0 and type(try('ZADD', KEYS[2 * p], unpack(moves))) == 'table' then
+    for j = n_before + 1, n do lines[j] = '' end
+    for j = w_before + 1, w do writes[j] = nil end
+    for j = l_before + 1, l do leases[j] = nil end
+    w, l = w_before, l_before
+  end
+  beat_was_accepted(meta, life, clock + offset, tonumber(m[2] or 0) or 0)
+end
+if w > 0 then call('MSET', unpack(writes)) end
+for j = 1, l, 2 do
+  if try('PEXPIRE', leases[j], leases[j + 1]) == 0 then try('SET', leases[j], '1', 'PX', leases[j + 1]) end
 end
 return table.concat(lines, '\n')
