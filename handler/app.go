@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ import (
 	"userconnectivity/handler/redisstore"
 	"userconnectivity/handler/servicebus"
 	"userconnectivity/handler/sqlitestore"
+	"userconnectivity/handler/telemetry"
 	"userconnectivity/handler/triggers"
 	"userconnectivity/handler/worker"
 )
@@ -77,6 +79,8 @@ type app struct {
 	census   *redisstore.Census
 	metrics  func() *metrics.Registry
 	identity *identity.Identity
+	// traces follow events through the parts; nil where none are wanted.
+	traces *telemetry.Traces
 	// looks are those of health that run now, begun has when each began, and rises when counters last rose.
 	// queueWarnings is what the last look at the queue's properties found.
 	looks         singleflight.Group
@@ -98,7 +102,9 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 	a.redis.Log, a.redis.KeepSettings = log, !cfg.SetNotifications
 	a.store = redisstore.New(a.redis, redisstore.Config{Partitions: cfg.Partitions, LeaseKeys: cfg.LeaseKeys, Log: log})
 	a.records, a.sender = a.newRecords(), a.newSender()
-	a.requests, a.sent, a.logged, a.census = metrics.NewHTTP(), queue.NewMeter(a.sender), eventlog.NewMeter(a.records), redisstore.NewCensus(a.store)
+	a.traces = a.newTraces()
+	a.requests, a.census = metrics.NewHTTP(), redisstore.NewCensus(a.store)
+	a.sent, a.logged = queue.NewMeter(a.traces.Sender(a.sender)), eventlog.NewMeter(a.traces.Store(a.records))
 
 	codec := queue.Codec{Source: "/" + cfg.App, TypePrefix: cfg.EventTypePrefix}
 	a.deferred = deferral.New(a.store, a.store.Away, deferral.Config{Log: log})
@@ -109,10 +115,10 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 	queued := presence.NewTracker(a.deferred.Unless(away), a.logged, cfg.SessionTTL)
 	a.trackers = map[string]*presence.Tracker{overHTTP: tracker, overQueue: queued}
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
-	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sent, a.logged, codec, to, log)
+	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sent, a.traces.Detected(a.logged), codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)
-	a.worker = worker.New(a.logged, a.logged, a.sent, codec, to, cfg.MaxDelivery, log)
-	a.router = triggers.Routes(triggers.Handlers{
+	a.worker = worker.New(a.traces.Processed(a.logged, queue.ConnectivityEvents), a.logged, a.sent, codec, to, cfg.MaxDelivery, log)
+	handlers := triggers.Handlers{
 		Tracker:  tracker,
 		Events:   a.logged,
 		Replayer: a.worker,
@@ -125,7 +131,11 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 		Observer: a.requests,
 		Version:  version,
 		Log:      log,
-	})
+	}
+	if a.traces != nil {
+		handlers.Traces = a.traces
+	}
+	a.router = triggers.Routes(handlers)
 	// It is made at the first scrape: the first answer of a process need not wait for it.
 	a.metrics = sync.OnceValue(func() *metrics.Registry { return metrics.NewRegistry(a.collectors()...) })
 	return a
@@ -139,6 +149,9 @@ func (a *app) close() error {
 	errs := []error{a.redis.Close(), a.records.Close()}
 	if s, ok := a.sender.(interface{ Close(context.Context) error }); ok {
 		errs = append(errs, s.Close(ctx))
+	}
+	if err := a.traces.Shutdown(ctx); err != nil { // at last: the others may still make some
+		a.log.WarnContext(ctx, "the last traces could not be sent", "error", err)
 	}
 	return errors.Join(errs...)
 }
@@ -201,6 +214,29 @@ func (a *app) newSender() sender {
 		return noSender{errNoQueue}
 	}
 	return noSender{unusableQueue(wrong)}
+}
+
+// newTraces returns what makes traces, nil where none are wanted.
+func (a *app) newTraces() *telemetry.Traces {
+	cfg := a.cfg
+	if !cfg.Traced() {
+		return nil
+	}
+	headers, err1 := config.Pairs(string(cfg.TracesHeaders))
+	attributes, err2 := config.Pairs(cfg.TracesAttributes)
+	if err := errors.Join(err1, err2); err != nil { // they were checked
+		a.log.WarnContext(context.Background(), "there are no traces", "error", err)
+		return nil
+	}
+	database := "azure.cosmosdb"
+	if cfg.CosmosEndpoint == "" {
+		database = "sqlite"
+	}
+	return telemetry.New(telemetry.Config{
+		Endpoint: cfg.TracesEndpoint, Headers: headers, Timeout: cfg.TracesTimeout, Console: cfg.TracesExporter == "console",
+		Sampler: cfg.TracesSampler, Ratio: cfg.TracesRatio, EventLog: database,
+		Service: cmp.Or(cfg.TracesService, attributes["service.name"], cfg.App), Version: version, Instance: cfg.Instance, Attributes: attributes,
+	}, a.log)
 }
 
 // subscribe keeps the one subscription of this process, to expired events and to Azure's maintenance messages.

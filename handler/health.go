@@ -485,6 +485,9 @@ func (a *app) clockPart(ctx context.Context) health.Part {
 func (a *app) processPart(context.Context) health.Part {
 	var part health.Part
 	a.settings(&part, config.Process, health.Degraded)
+	if fault := a.traces.Fault(); fault != "" {
+		part.Note("traces cannot be sent and are dropped: " + fault)
+	}
 	return part
 }
 

@@ -15,7 +15,7 @@ func TestHandlerShipsNoTools(t *testing.T) {
 	theirs := []string{
 		"github.com/HdrHistogram/", "github.com/adhocore/gronx", "github.com/alicebob/miniredis/", "github.com/getkin/kin-openapi",
 		"github.com/go-analyze/", "github.com/goccy/go-yaml", "github.com/google/go-cmp", "github.com/schollz/progressbar/",
-		"github.com/tsenart/vegeta/", "go.uber.org/goleak", "testing",
+		"github.com/tsenart/vegeta/", "go.uber.org/goleak", "google.golang.org/grpc", "testing",
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").Output()
 	if err != nil {

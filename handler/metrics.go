@@ -28,6 +28,9 @@ func (a *app) collectors() []prometheus.Collector {
 	if a.cfg.Listener {
 		parts = append(parts, a.listener, a.census)
 	}
+	if a.traces != nil {
+		parts = append(parts, a.traces)
+	}
 	return parts
 }
 

@@ -266,7 +266,7 @@ func TestMetricsInTheDocument(t *testing.T) {
 		}
 		listed[row[1]] = row[2] + " " + strings.Join(strings.Fields(strings.NewReplacer("`", "", ",", "", "on a cluster", "").Replace(row[3])), " ")
 	}
-	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200"})
+	s := serveApp(t, testkit.Start(t).URL(), map[string]string{"REDIS_MAX_CLIENTS": "200", "OTEL_TRACES_EXPORTER": "console"})
 	s.must(200, "POST", "/api/heartbeat", map[string]any{"user": "ann"})
 	s.sent = queue.NewMeter(takingAll{})
 	s.metrics = sync.OnceValue(func() *metrics.Registry { return metrics.NewRegistry(s.collectors()...) })

@@ -221,7 +221,7 @@ func TestEventsReachTheWorkersAndTheLog(t *testing.T) {
 		if m.ContentType != queue.ContentType || m.SessionID != e.Data.User || len(e.Traceparent) != 55 {
 			t.Errorf("message %+v", m)
 		}
-		properties := map[string]any{"type": m.Subject, "user": e.Data.User, "epoch": float64(e.Data.Epoch), "reason": e.Data.Reason}
+		properties := map[string]any{"type": m.Subject, "user": e.Data.User, "epoch": float64(e.Data.Epoch), "reason": e.Data.Reason, "traceparent": e.Traceparent}
 		if diff := cmp.Diff(properties, m.Properties); diff != "" {
 			t.Errorf("properties of %s (-want +got):\n%s", m.ID, diff)
 		}

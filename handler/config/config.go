@@ -78,6 +78,22 @@ type Config struct {
 	LogLevel slog.Level
 	// App and Instance name this process in Redis, in events and in logs (WEBSITE_SITE_NAME, WEBSITE_INSTANCE_ID).
 	App, Instance string
+	// TracesEndpoint is the URL that traces are posted to, with its path (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or
+	// OTEL_EXPORTER_OTLP_ENDPOINT and /v1/traces); "" sends none. Nor does TracesExporter, if it is none
+	// (OTEL_TRACES_EXPORTER: otlp, console, none; default otlp), or if OTEL_SDK_DISABLED is true.
+	TracesEndpoint, TracesExporter string
+	// TracesHeaders go with each call, as name=value, with commas between (OTEL_EXPORTER_OTLP_TRACES_HEADERS, or
+	// OTEL_EXPORTER_OTLP_HEADERS). TracesTimeout bounds a batch (OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, or
+	// OTEL_EXPORTER_OTLP_TIMEOUT, in ms, 1 to 600000, default 10000).
+	TracesHeaders Secret
+	TracesTimeout time.Duration
+	// TracesSampler and TracesRatio choose the traces (OTEL_TRACES_SAMPLER, default parentbased_always_on, and
+	// OTEL_TRACES_SAMPLER_ARG, 0 to 1, default 1).
+	TracesSampler string
+	TracesRatio   float64
+	// TracesService names this app in traces (OTEL_SERVICE_NAME; default service.name of the attributes, or App), and
+	// TracesAttributes are told beside it (OTEL_RESOURCE_ATTRIBUTES, as name=value with commas between).
+	TracesService, TracesAttributes string
 	// Listener runs the expiration listener's loop, unless AzureWebJobs_ExpirationListener_Disabled is true.
 	Listener bool
 }
@@ -126,6 +142,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, Problems) {
 	c.LogLevel = r.level("LOG_LEVEL")
 	c.App = r.text(Process, "WEBSITE_SITE_NAME", "user-connectivity", appName)
 	c.Instance = r.text(Process, "WEBSITE_INSTANCE_ID", hostname(), instanceName)
+	r.traces(&c)
 	return c, r.problems
 }
 

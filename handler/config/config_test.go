@@ -24,6 +24,7 @@ func TestDefaults(t *testing.T) {
 	if c.Port != 8080 || c.RedisURL != "" || c.Partitions != 16 || !c.LeaseKeys || c.SessionTTL != 45*time.Second || c.EventsQueue != "connectivity-events" || c.ExpirationRoutes != "" ||
 		c.EventTypePrefix != "userconnectivity." || c.MaxDelivery != 600 || c.LocalQueueURL != "" || c.DataDir != ".data" || c.LogLevel != slog.LevelInfo ||
 		c.App == "" || c.Instance == "" || !c.Listener || c.RedisHost != "" || c.RedisAccessKey != "" || c.MaxInstances != 20 || c.RedisMaxClients != 0 ||
+		c.Traced() || c.TracesExporter != "otlp" || c.TracesSampler != "parentbased_always_on" || c.TracesRatio != 1 || c.TracesTimeout != 10*time.Second || c.TracesHeaders != "" ||
 		c.MaintenanceEvents != "auto" || c.ServiceBusConnection != "" || c.ServiceBusNamespace != "" || c.CosmosEndpoint != "" || c.CosmosKey != "" || c.CosmosDatabase != "connectivity" {
 		t.Errorf("%+v", c)
 	}
@@ -70,6 +71,18 @@ func TestGoodSettings(t *testing.T) {
 		{"REDIS_ACCESS_KEY", "key", func(c config.Config) any { return string(c.RedisAccessKey) }, "key"},
 		{"MAX_INSTANCES", "1000", func(c config.Config) any { return c.MaxInstances }, 1000},
 		{"REDIS_MAX_CLIENTS", "250", func(c config.Config) any { return c.RedisMaxClients }, 250},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/", func(c config.Config) any { return c.TracesEndpoint }, "http://collector:4318/v1/traces"},
+		{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/x", func(c config.Config) any { return c.TracesEndpoint }, "https://collector/x"},
+		{"OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=key%20word, b = c", func(c config.Config) any { return string(c.TracesHeaders) }, "x-api-key=key%20word, b = c"},
+		{"OTEL_EXPORTER_OTLP_TIMEOUT", "500", func(c config.Config) any { return c.TracesTimeout }, 500 * time.Millisecond},
+		{"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "600000", func(c config.Config) any { return c.TracesTimeout }, 10 * time.Minute},
+		{"OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/protobuf", func(c config.Config) any { return c.Traced() }, false},
+		{"OTEL_TRACES_EXPORTER", "Console", func(c config.Config) any { return c.Traced() }, true},
+		{"OTEL_TRACES_SAMPLER", "traceidratio", func(c config.Config) any { return c.TracesSampler }, "traceidratio"},
+		{"OTEL_TRACES_SAMPLER_ARG", "0.25", func(c config.Config) any { return c.TracesRatio }, 0.25},
+		{"OTEL_SERVICE_NAME", "presence", func(c config.Config) any { return c.TracesService }, "presence"},
+		{"OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test", func(c config.Config) any { return c.TracesAttributes }, "deployment.environment.name=test"},
+		{"OTEL_SDK_DISABLED", "true", func(c config.Config) any { return c.TracesExporter }, "none"},
 		{"REDIS_MAINTENANCE_EVENTS", "Off", func(c config.Config) any { return c.MaintenanceEvents }, "off"},
 		{"ServiceBusConnection", sas, func(c config.Config) any { return string(c.ServiceBusConnection) }, sas},
 		{"ServiceBusConnection", sas + ";EntityPath=Connectivity-Events", func(c config.Config) any { return string(c.ServiceBusConnection) }, sas + ";EntityPath=Connectivity-Events"},
@@ -145,6 +158,24 @@ var wrong = []struct{ name, value, want string }{
 	{"WEBSITE_SITE_NAME", "my app", "a name"},
 	{"WEBSITE_INSTANCE_ID", "a b", "a name"},
 	{"DATA_DIR", "redis://:" + hidden + "@host", "goes to REDIS_URL"},
+	{"OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318", "the http URL of a receiver"},
+	{"OTEL_EXPORTER_OTLP_ENDPOINT", "https://ann:" + hidden + "@collector", "a user or password"},
+	{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/v1/traces?key=" + hidden, "a key goes to a setting of its own"},
+	{"OTEL_EXPORTER_OTLP_HEADERS", hidden, "number 1 of them is not name=value"},
+	{"OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=" + hidden + "%zz", "write it as %25"},
+	{"OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x api key=" + hidden, "one of them is no header"},
+	{"OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x-api-key=" + hidden + "%0A", "one of them is no header"},
+	{"OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "leave units out"},
+	{"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0", "between 1 and 600000"},
+	{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "speaks no other"},
+	{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "speaks no other"},
+	{"OTEL_TRACES_EXPORTER", "zipkin", "one of otlp, console, none"},
+	{"OTEL_TRACES_SAMPLER", "jaeger_remote", "one of parentbased_always_on"},
+	{"OTEL_TRACES_SAMPLER_ARG", "10%", "a number between 0 and 1"},
+	{"OTEL_TRACES_SAMPLER_ARG", "NaN", "a number between 0 and 1"},
+	{"OTEL_SERVICE_NAME", strings.Repeat("s", 256), "at most 255 bytes"},
+	{"OTEL_RESOURCE_ATTRIBUTES", "a=b," + hidden, "number 2 of them"},
+	{"OTEL_SDK_DISABLED", "perhaps", "true or false"},
 
 	{"REDIS_HOST", "redis://:" + hidden + "@host:6379", "goes to REDIS_URL"},
 	{"REDIS_HOST", "https://name.redis.azure.net", "it is a URL"},
@@ -455,5 +486,36 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	}
 	if string(c.RedisURL) != "redis://user:hunter2@host:6379/0" {
 		t.Error("the secret itself is lost")
+	}
+}
+
+// TestTraced: there are traces where a receiver is named, unless another setting says no or one of them is wrong.
+func TestTraced(t *testing.T) {
+	t.Parallel()
+	const receiver = "http://127.0.0.1:4318"
+	for _, tt := range []struct {
+		env  map[string]string
+		want bool
+	}{
+		{map[string]string{}, false},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "otlp"}, false},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "console"}, true},
+		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver}, true},
+		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": receiver}, true},
+		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver, "OTEL_TRACES_EXPORTER": "none"}, false},
+		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver, "OTEL_SDK_DISABLED": "true"}, false},
+		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, false},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "console", "OTEL_TRACES_SAMPLER_ARG": "many"}, false},
+	} {
+		if c, _ := fromEnv(tt.env); c.Traced() != tt.want {
+			t.Errorf("%v: traced is %v", tt.env, c.Traced())
+		}
+	}
+	c, problems := fromEnv(map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT": receiver, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://traces/v1/traces", "OTEL_EXPORTER_OTLP_HEADERS": "a=1",
+		"OTEL_EXPORTER_OTLP_TRACES_HEADERS": "b=2", "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2",
+	})
+	if problems != nil || c.TracesEndpoint != "https://traces/v1/traces" || c.TracesHeaders != "b=2" || c.TracesTimeout != 2*time.Millisecond {
+		t.Errorf("what is for traces alone goes first: %+v, %v", c, problems)
 	}
 }

@@ -55,6 +55,10 @@ type data struct {
 // replayName is the CloudEvents attribute, and the property of the message, that counts the replays of an event.
 const replayName = "replay"
 
+// Traceparent is the property of a message that tells its W3C trace context. For an event it is the same as the
+// CloudEvents attribute.
+const Traceparent = "traceparent"
+
 // Encode makes the message of an event. replay is 0 for the event itself; a replay has a MessageId of its
 // own, "<id>:r<n>", which duplicate detection lets through. Times have three digits of milliseconds.
 func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
@@ -83,6 +87,9 @@ func (c Codec) Encode(e presence.Event, replay int) (Message, error) {
 	m := Message{
 		ID: id, Subject: string(e.Type), SessionID: e.User, ContentType: ContentType, Body: body,
 		Properties: map[string]any{"type": string(e.Type), "user": e.User, "epoch": e.Epoch, "reason": string(e.Reason)},
+	}
+	if e.Traceparent != "" {
+		m.Properties[Traceparent] = e.Traceparent
 	}
 	if e.Type == presence.KeyExpired {
 		m.SessionID = presence.PartitionKey(e.Key) // a key may be longer than a SessionId

@@ -222,18 +222,25 @@ func refuseQuery(name, detail string) error {
 // traceparent returns the W3C trace context of a request, "" when it has none of version 00.
 // See https://www.w3.org/TR/trace-context/#traceparent-header.
 func traceparent(r *http.Request) string {
-	h := r.Header.Get("Traceparent")
+	if h := r.Header.Get("Traceparent"); isTraceparent(h) {
+		return h
+	}
+	return ""
+}
+
+// isTraceparent reports whether a text is a traceparent of version 00.
+func isTraceparent(h string) bool {
 	if len(h) != 55 || h[:3] != "00-" || isZero(h[3:35]) || isZero(h[36:52]) {
-		return ""
+		return false
 	}
 	for i, c := range []byte(h) {
 		dash := i == 2 || i == 35 || i == 52
 		hex := '0' <= c && c <= '9' || 'a' <= c && c <= 'f'
 		if dash && c != '-' || !dash && !hex {
-			return ""
+			return false
 		}
 	}
-	return h
+	return true
 }
 
 // isZero reports whether an id of a trace context is all zeros, which stands for none.

@@ -44,8 +44,8 @@ func (b beatBody) beat(at time.Time, trace string) presence.Beat {
 }
 
 // queuedBeat is a beat that came over a queue.
-func (b beatBody) queuedBeat(enqueued time.Time) presence.Beat {
-	beat := b.beat(time.Now(), "")
+func (b beatBody) queuedBeat(enqueued time.Time, trace string) presence.Beat {
+	beat := b.beat(time.Now(), trace)
 	beat.Enqueued = enqueued
 	return beat
 }

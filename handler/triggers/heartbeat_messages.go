@@ -90,7 +90,8 @@ func (q HeartbeatQueue) apply(ctx context.Context, batch []message) error {
 			work.reject(m, 0, m.Body, err)
 			continue
 		}
-		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(m.firstEnqueued()) })
+		first, trace := m.firstEnqueued(), m.traceparent(ctx)
+		beats, at, undecoded := decodeItems(items, func(b beatBody) presence.Beat { return b.queuedBeat(first, trace) })
 		for i, beat := range beats {
 			work.left = append(work.left, queuedBeat{from: m, index: at[i], text: string(items[at[i]]), beat: beat})
 		}
@@ -161,10 +162,14 @@ func (q HeartbeatQueue) sendBack(ctx context.Context, beats []queuedBeat) error 
 		if err := body.Compact(); err != nil {
 			return fmt.Errorf("send a heartbeat back: %w", err)
 		}
+		properties := map[string]any{firstEnqueued: first.UTC().Format(time.RFC3339Nano)}
+		if b.beat.Traceparent != "" {
+			properties[queue.Traceparent] = b.beat.Traceparent
+		}
 		messages = append(messages, queue.Message{
 			ID:          rejects.Item{MessageID: b.from.ID, Sequence: b.from.Sequence, Index: b.index, Body: b.text}.ID(),
 			ContentType: "application/json", Body: body, NotBefore: enqueued.Add(sentBackFor),
-			Properties: map[string]any{firstEnqueued: first.UTC().Format(time.RFC3339Nano)},
+			Properties: properties,
 		})
 	}
 	if len(messages) == 0 {

@@ -30,6 +30,8 @@ type Handlers struct {
 	Metrics  meter
 	// Observer is told of every answered request; nil is nobody.
 	Observer observer
+	// Traces makes a span of each request; nil makes none.
+	Traces tracer
 	// Complete reports whether the event log that this process asks may have all events; nil is that it may.
 	Complete func() bool
 	Version  string
@@ -59,7 +61,7 @@ const (
 func Routes(h Handlers) *chi.Mux {
 	r := chi.NewRouter()
 	var list routeList
-	r.Use(begun(h.Log, h.Observer), recovered, anyCase(&list))
+	r.Use(begun(h.Log, h.Observer), traced(h.Traces), recovered, anyCase(&list))
 	r.NotFound(notFound)
 	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { methodNotAllowed(r, list, w, req) })
 	get(r, "/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // the host's probe
