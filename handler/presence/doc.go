@@ -17,8 +17,11 @@
 //	functions/Heartbeat/function.json   the trigger
 //	triggers/heartbeat.go               request -> Beat
 //	presence/heartbeat.go               validation, defaults, pace
-//	redisstore/heartbeat.go, door.go    one script call, when its turn has come
-//	redisstore/lua/heartbeat.lua        lease, deadline index, user record, outbox
+//	deferral/store.go                   keeps it in memory while Redis is away
+//	redisstore/heartbeat.go             beat -> script call
+//	redisconn/lane.go, door.go          round trips that requests share, each in its turn
+//	redisstore/lua/renew.lua            the usual beat: lease, deadline index, user record
+//	redisstore/lua/heartbeat.lua        any beat, and the event of a start in the outbox
 //
 // and the offline event that follows when the beats stop:
 //
