@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 )
@@ -13,11 +14,11 @@ import (
 // message is lost, since to be refused is a passing fault.
 type noSender struct{ why error }
 
-var errNoQueue = &presence.Error{Kind: presence.Unavailable, Message: "no queue is set: set ServiceBusConnection, or run under the local host, which sets LOCAL_QUEUE_URL"}
+var errNoQueue = &fault.Error{Kind: fault.Unavailable, Message: "no queue is set: set ServiceBusConnection, or run under the local host, which sets LOCAL_QUEUE_URL"}
 
 // unusableQueue is the fault of a queue whose settings are wrong.
 func unusableQueue(why error) error {
-	return &presence.Error{Kind: presence.Unavailable, Message: "the queue is not used, since settings of it are wrong; GET /api/health says which", Err: why}
+	return &fault.Error{Kind: fault.Unavailable, Message: "the queue is not used, since settings of it are wrong; GET /api/health says which", Err: why}
 }
 
 // Send refuses the messages.

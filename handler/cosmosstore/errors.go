@@ -14,8 +14,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/identity"
-	"userconnectivity/handler/presence"
 )
 
 // Substatuses, the header x-ms-substatus, that tell apart what has one status.
@@ -141,7 +141,7 @@ func (e *refusal) Error() string { return e.text }
 func (e *refusal) Unwrap() error { return e.cause }
 
 // ErrorKind tells that the same request can never succeed.
-func (e *refusal) ErrorKind() presence.Kind { return presence.Invalid }
+func (e *refusal) ErrorKind() fault.Kind { return fault.Invalid }
 
 // repeatable reports whether it is worth while to send the same request again at once.
 func repeatable(err error) bool {

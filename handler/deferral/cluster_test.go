@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
@@ -114,12 +115,12 @@ func TestOnePrimaryAway(t *testing.T) {
 			if err != nil || out[0].Change != presence.ChangeDeferred {
 				t.Fatalf("a beat of %s, whose primary is away: %+v, %v", user, out, err)
 			}
-			var fault *presence.Error
-			if _, err := s.Users(ctx, []string{user}); !errors.As(err, &fault) || fault.Kind != presence.Unavailable || fault.RetryAfter < time.Second {
+			var away *fault.Error
+			if _, err := s.Users(ctx, []string{user}); !errors.As(err, &away) || away.Kind != fault.Unavailable || away.RetryAfter < time.Second {
 				t.Fatalf("a look at %s, whose primary is away: %v", user, err)
 			}
 			// What goes past the waiting room is refused before the network.
-			if _, err := live.Leaves(ctx, []presence.Leave{{User: user, Session: "s"}}); !errors.As(err, &fault) || fault.RetryAfter < time.Second {
+			if _, err := live.Leaves(ctx, []presence.Leave{{User: user, Session: "s"}}); !errors.As(err, &away) || away.RetryAfter < time.Second {
 				t.Fatalf("a leave of %s, whose primary is away: %v", user, err)
 			}
 			slowest = max(slowest, time.Since(began))

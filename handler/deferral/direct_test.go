@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -14,7 +15,7 @@ import (
 // kept in memory and the others' are written.
 func TestUnless(t *testing.T) {
 	t.Parallel()
-	fault := &presence.Error{Kind: presence.Unavailable, Message: "away"}
+	fault := &fault.Error{Kind: fault.Unavailable, Message: "away"}
 	for _, tt := range []struct {
 		name    string
 		away    []string

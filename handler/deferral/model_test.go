@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -106,7 +107,7 @@ type flakyStore struct {
 	before, after, opens bool
 }
 
-var errFlaky = &presence.Error{Kind: presence.Unavailable, Message: "flaky"}
+var errFlaky = &fault.Error{Kind: fault.Unavailable, Message: "flaky"}
 
 func flake[In, Out any](f *flakyStore, in []In, call func(context.Context, []In) ([]Out, error)) ([]Out, error) {
 	before, after := f.before, f.after

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
@@ -46,7 +47,7 @@ func TestRedisAway(t *testing.T) {
 			if err == nil {
 				return out[0].Change
 			}
-			if presence.KindOf(err) != presence.Unavailable || ctx.Err() != nil {
+			if fault.KindOf(err) != fault.Unavailable || ctx.Err() != nil {
 				t.Fatalf("user %s: %v", user, err)
 			}
 		}
@@ -66,7 +67,7 @@ func TestRedisAway(t *testing.T) {
 		if _, open := breaker.Open(""); !open {
 			t.Fatal("the breaker is closed without Redis")
 		}
-		if _, err := s.Users(ctx, ids[:1]); presence.KindOf(err) != presence.Unavailable {
+		if _, err := s.Users(ctx, ids[:1]); fault.KindOf(err) != fault.Unavailable {
 			t.Fatalf("users without Redis: %v", err)
 		}
 		if _, err := s.Leaves(ctx, []presence.Leave{{User: ids[0], Session: "s", At: time.Now()}}); err != nil {

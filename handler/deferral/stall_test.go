@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
 	"userconnectivity/handler/presence"
@@ -59,7 +60,7 @@ func (r *stall) leave(user string, seq *int64) {
 }
 
 func (r *stall) sent(err error) {
-	if err != nil && presence.KindOf(err) != presence.Unavailable {
+	if err != nil && fault.KindOf(err) != fault.Unavailable {
 		r.t.Error(err)
 	}
 }

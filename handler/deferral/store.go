@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -118,8 +119,8 @@ func userOfLeave(l *presence.Leave) string { return l.User }
 // Tracker then answers with what was last known.
 func (s *Store) Users(ctx context.Context, ids []string) ([]*presence.User, error) {
 	if retryAfter, away := anyAway(s.away(), ids, func(id *string) string { return *id }); away {
-		return nil, &presence.Error{
-			Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
+		return nil, &fault.Error{
+			Kind: fault.Unavailable, RetryAfter: max(retryAfter, minRetry),
 			Message: "the state store is away for a moment: try again",
 		}
 	}
@@ -191,7 +192,7 @@ func sendOrKeep[In, Out any](ctx context.Context, s *Store, ticket uint64, in []
 	send func(context.Context, []In) ([]Out, error),
 ) ([]Out, error) {
 	out, err := send(ctx, in)
-	if err == nil || presence.KindOf(err) != presence.Unavailable {
+	if err == nil || fault.KindOf(err) != fault.Unavailable {
 		return out, err
 	}
 	retryAfter, away := anyAway(s.away(), in, user)
@@ -221,8 +222,8 @@ func keep[In any](s *Store, ticket uint64, in []In, asItem func(In) item, retryA
 		it.ticket = ticket
 		if !s.room.add(it) {
 			s.stats.Refused += int64(len(in) - i)
-			err = &presence.Error{
-				Kind: presence.Unavailable, RetryAfter: max(retryAfter, minRetry),
+			err = &fault.Error{
+				Kind: fault.Unavailable, RetryAfter: max(retryAfter, minRetry),
 				Message: "the state store is away and too much waits for it: try again",
 			}
 			break

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -194,7 +195,7 @@ func settle() {
 }
 
 func unavailable(text string) error {
-	return &presence.Error{Kind: presence.Unavailable, Message: text}
+	return &fault.Error{Kind: fault.Unavailable, Message: text}
 }
 
 func TestClosedPassesThrough(t *testing.T) {
@@ -459,8 +460,8 @@ func TestRoom(t *testing.T) {
 	r.beat("b", "s")
 	refused := func(err error) {
 		t.Helper()
-		var e *presence.Error
-		if !errors.As(err, &e) || e.Kind != presence.Unavailable || e.RetryAfter != 7*time.Second {
+		var e *fault.Error
+		if !errors.As(err, &e) || e.Kind != fault.Unavailable || e.RetryAfter != 7*time.Second {
 			t.Errorf("got %v, want unavailable for 7 s", err)
 		}
 	}
@@ -501,8 +502,8 @@ func TestUsers(t *testing.T) {
 	}
 	r.away.Store(true)
 	_, err := r.Users(t.Context(), []string{"u"})
-	var e *presence.Error
-	if !errors.As(err, &e) || e.Kind != presence.Unavailable || e.RetryAfter != 7*time.Second || asked != 1 {
+	var e *fault.Error
+	if !errors.As(err, &e) || e.Kind != fault.Unavailable || e.RetryAfter != 7*time.Second || asked != 1 {
 		t.Errorf("got %v, asked %d times", err, asked)
 	}
 }
@@ -714,7 +715,7 @@ func TestOneUserAway(t *testing.T) {
 		if _, err := r.Users(t.Context(), []string{"a", "c"}); err != nil {
 			t.Error(err)
 		}
-		if _, err := r.Users(t.Context(), []string{"a", "b"}); presence.KindOf(err) != presence.Unavailable {
+		if _, err := r.Users(t.Context(), []string{"a", "b"}); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("users: %v", err)
 		}
 		time.Sleep(time.Minute)
@@ -734,7 +735,7 @@ func TestOneUserAway(t *testing.T) {
 		if out, err = r.Heartbeats(t.Context(), []presence.Beat{beat("c"), beat("d")}); err != nil || out[0].Change != presence.ChangeDeferred {
 			t.Errorf("%+v, %v", out, err)
 		}
-		if _, err = r.Heartbeats(t.Context(), []presence.Beat{beat("e")}); presence.KindOf(err) != presence.Unavailable {
+		if _, err = r.Heartbeats(t.Context(), []presence.Beat{beat("e")}); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("a user whose server is not away: %v", err)
 		}
 		r.back.set(func() { r.back.fail = nil })

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // Errors of the stores. Those of the first group are answers; ErrUnavailable is a fault that passes.
@@ -79,7 +79,7 @@ func (e *RefusedError) Error() string {
 }
 
 // ErrorKind tells that the same write can never succeed.
-func (e *RefusedError) ErrorKind() presence.Kind { return presence.Invalid }
+func (e *RefusedError) ErrorKind() fault.Kind { return fault.Invalid }
 
 // Unwrap returns the reasons.
 func (e *RefusedError) Unwrap() []error {

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
 )
@@ -355,7 +355,7 @@ func (r *Relay) note(ctx context.Context, at place, err error) {
 	switch {
 	case before == 0 && now > 0:
 		r.log.WarnContext(ctx, "events cannot be relayed; they wait in the outbox", "partition", at.partition, "step", r.steps[at.step].name,
-			"error", err, "kind", presence.KindOf(err))
+			"error", err, "kind", fault.KindOf(err))
 	case before > 0 && now == 0:
 		r.log.InfoContext(ctx, "events are relayed again")
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
@@ -139,7 +140,7 @@ func (r *relayRig) Send(_ context.Context, _ string, messages []queue.Message) e
 	defer r.mu.Unlock()
 	refused := refusedMessages{}
 	if r.unnamed && slices.ContainsFunc(messages, func(m queue.Message) bool { return strings.HasPrefix(m.SessionID, r.refuses) }) {
-		return &presence.Error{Kind: presence.Invalid, Message: "too large"}
+		return &fault.Error{Kind: fault.Invalid, Message: "too large"}
 	}
 	for _, m := range messages {
 		if r.refuses != "" && strings.HasPrefix(m.SessionID, r.refuses) {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/eventlog"
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/redisstore"
 )
@@ -166,7 +166,7 @@ func (r *Relay) sendMessages(ctx context.Context, to string, messages []queue.Me
 	switch {
 	case errors.As(err, &refused):
 		maps.Copy(refusals, refused.Refused())
-	case presence.KindOf(err) != presence.Invalid:
+	case fault.KindOf(err) != fault.Invalid:
 		return err
 	case len(messages) == 1:
 		refusals[messages[0].ID] = err.Error()

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 )
 
@@ -124,7 +124,7 @@ func (s *Sender) do(ctx context.Context, method, url string, body []byte, want i
 		_ = json.Unmarshal(answer, &problem) // without a detail the status has to do
 		text := fmt.Sprintf("the broker answered %s: %s", resp.Status, problem.Detail)
 		if resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusRequestEntityTooLarge {
-			return &presence.Error{Kind: presence.Invalid, Message: text} // it does not take these messages, ever
+			return &fault.Error{Kind: fault.Invalid, Message: text} // it does not take these messages, ever
 		}
 		return errors.New(text)
 	}

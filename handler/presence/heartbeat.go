@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"userconnectivity/handler/fault"
 )
 
 // Beat is one heartbeat of one session.
@@ -66,7 +68,7 @@ type Receipt struct {
 }
 
 // normal fills in the defaults and returns what is wrong with the beat.
-func (t *Tracker) normal(b *Beat) []FieldError {
+func (t *Tracker) normal(b *Beat) []fault.FieldError {
 	var c checks
 	if b.TTL == nil {
 		b.TTL = &t.defaultTTL
@@ -83,10 +85,10 @@ func (t *Tracker) normal(b *Beat) []FieldError {
 	return c
 }
 
-// Heartbeat applies one beat. It returns an *Error: Invalid, Conflict when the user has MaxSessions live
-// sessions, Unavailable when the state cannot be reached or a later version of the app wrote that of the user.
+// Heartbeat applies one beat. It returns a *fault.Error: Invalid, fault.Conflict when the user has MaxSessions live
+// sessions, fault.Unavailable when the state cannot be reached or a later version of the app wrote that of the user.
 func (t *Tracker) Heartbeat(ctx context.Context, b Beat) (Receipt, error) {
-	if err := Refuse(t.normal(&b)); err != nil {
+	if err := fault.Refuse(t.normal(&b)); err != nil {
 		return Receipt{}, err
 	}
 	outcomes, err := t.applyBeats(ctx, []Beat{b})
@@ -116,14 +118,14 @@ type BulkReceipt struct {
 }
 
 // Heartbeats applies up to MaxBatch beats. Items are judged one by one: a bad one is rejected, the others
-// are applied. It returns an *Error of kind Unavailable when the state cannot be reached; some items may have
+// are applied. It returns a *fault.Error of kind Unavailable when the state cannot be reached; some items may have
 // been applied then, and all may be sent again.
 func (t *Tracker) Heartbeats(ctx context.Context, beats []Beat) (BulkReceipt, error) {
 	var r BulkReceipt
 	shortest := time.Duration(0)
 	good, at := make([]Beat, 0, len(beats)), make([]int, 0, len(beats))
 	for i := range beats {
-		if err := Refuse(t.normal(&beats[i])); err != nil {
+		if err := fault.Refuse(t.normal(&beats[i])); err != nil {
 			r.Rejected = append(r.Rejected, Rejection{i, err})
 			continue
 		}
@@ -174,7 +176,7 @@ func (t *Tracker) applyBeats(ctx context.Context, beats []Beat) ([]BeatOutcome, 
 func (c Change) refusal(user string) error {
 	switch c {
 	case ChangeFull:
-		return &Error{Kind: Conflict, Message: fmt.Sprintf(
+		return &fault.Error{Kind: fault.Conflict, Message: fmt.Sprintf(
 			"user %s has %d live sessions, which is the limit: end one, or wait until one expires", user, MaxSessions)}
 	case ChangeLater:
 		return later(user)
@@ -185,6 +187,6 @@ func (c Change) refusal(user string) error {
 // later is the error of a beat or leave of a user whose record only a later version may change. Sent again, it may meet
 // a process of that version.
 func later(user string) error {
-	return &Error{Kind: Unavailable, RetryAfter: time.Second, Message: fmt.Sprintf(
+	return &fault.Error{Kind: fault.Unavailable, RetryAfter: time.Second, Message: fmt.Sprintf(
 		"the state of user %s was written by a newer version of this app, which is being deployed: try again", user)}
 }

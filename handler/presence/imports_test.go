@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestCoreImportsNoTechnology: the core is the standard library and golang.org/x/sync alone, without net/http.
+// TestCoreImportsNoTechnology: the core is the standard library, package fault and golang.org/x/sync, without net/http.
 func TestCoreImportsNoTechnology(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
@@ -14,7 +14,7 @@ func TestCoreImportsNoTechnology(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range strings.Fields(string(out)) {
-		if path != "userconnectivity/handler/presence" && !strings.HasPrefix(path, "golang.org/x/sync/") {
+		if path != "userconnectivity/handler/presence" && path != "userconnectivity/handler/fault" && !strings.HasPrefix(path, "golang.org/x/sync/") {
 			t.Errorf("presence depends on %s", path)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"userconnectivity/handler/fault"
 )
 
 // Leave ends one session, after its grace.
@@ -32,7 +34,7 @@ const (
 	LeaveLater LeaveOutcome = "later"
 )
 
-func (l Leave) check() []FieldError {
+func (l Leave) check() []fault.FieldError {
 	var c checks
 	c.id("/user", l.User)
 	c.id("/session", l.Session)
@@ -40,10 +42,10 @@ func (l Leave) check() []FieldError {
 	return c
 }
 
-// Leave applies one leave and returns what became of it. A repeated or unknown one is no error. It returns an *Error:
+// Leave applies one leave and returns what became of it. A repeated or unknown one is no error. It returns a *fault.Error:
 // Invalid, or Unavailable when the state cannot be reached.
 func (t *Tracker) Leave(ctx context.Context, l Leave) (LeaveOutcome, error) {
-	if err := Refuse(l.check()); err != nil {
+	if err := fault.Refuse(l.check()); err != nil {
 		return "", err
 	}
 	outcomes, err := t.applyLeaves(ctx, []Leave{l})
@@ -64,13 +66,13 @@ type LeavesReceipt struct {
 }
 
 // Leaves applies up to MaxBatch leaves. Items are judged one by one: a bad one is rejected, the others are applied. It
-// returns an *Error of kind Unavailable when the state cannot be reached; some items may have been applied then, and
+// returns a *fault.Error of kind Unavailable when the state cannot be reached; some items may have been applied then, and
 // all may be sent again.
 func (t *Tracker) Leaves(ctx context.Context, leaves []Leave) (LeavesReceipt, error) {
 	var r LeavesReceipt
 	good, at := make([]Leave, 0, len(leaves)), make([]int, 0, len(leaves))
 	for i, l := range leaves {
-		if err := Refuse(l.check()); err != nil {
+		if err := fault.Refuse(l.check()); err != nil {
 			r.Rejected = append(r.Rejected, Rejection{i, err})
 			continue
 		}

@@ -7,7 +7,7 @@ import (
 
 // store keeps the live state. Each call applies its items in order and answers in the same order; a call
 // that fails as a whole has applied none of a partition's items, or all of them when only the reply was lost.
-// The methods return an *Error of kind Unavailable when the state cannot be reached.
+// The methods return a *fault.Error of kind Unavailable when the state cannot be reached.
 type store interface {
 	Heartbeats(ctx context.Context, beats []Beat) ([]BeatOutcome, error)
 	Leaves(ctx context.Context, leaves []Leave) ([]LeaveOutcome, error)

@@ -6,12 +6,14 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
+
+	"userconnectivity/handler/fault"
 )
 
 // archiveReads bounds the concurrent reads of the durable users store in one query.
 const archiveReads = 16
 
-// User returns what is known of one user, as Users does. Where nothing can be said it returns an *Error of kind
+// User returns what is known of one user, as Users does. Where nothing can be said it returns a *fault.Error of kind
 // Unavailable, that of the live state.
 func (t *Tracker) User(ctx context.Context, id string) (User, error) {
 	users, away, err := t.known(ctx, []string{id})
@@ -28,7 +30,7 @@ func (t *Tracker) User(ctx context.Context, id string) (User, error) {
 // user that it has forgotten (RecordMemory after going offline) is looked up in the durable store. One whom neither
 // knows is offline and was never seen. While the live state is Unavailable the durable store answers for all, and every
 // answer is marked Stale; a user of whom it has nothing has StatusUnknown.
-// It returns an *Error: Invalid, or Unavailable when neither can be reached.
+// It returns a *fault.Error: Invalid, or Unavailable when neither can be reached.
 func (t *Tracker) Users(ctx context.Context, ids []string) ([]User, error) {
 	users, _, err := t.known(ctx, ids)
 	return users, err
@@ -40,7 +42,7 @@ func (t *Tracker) known(ctx context.Context, ids []string) (users []User, away, 
 	for i, id := range ids {
 		c.id(fmt.Sprintf("/users/%d", i), id)
 	}
-	if err := Refuse(c); err != nil {
+	if err := fault.Refuse(c); err != nil {
 		return nil, nil, err
 	}
 	live, err := t.store.Users(ctx, ids)
@@ -49,7 +51,7 @@ func (t *Tracker) known(ctx context.Context, ids []string) (users []User, away, 
 		return users, nil, err
 	}
 	away = fmt.Errorf("read %d users: %w", len(ids), err)
-	if KindOf(away) != Unavailable {
+	if fault.KindOf(away) != fault.Unavailable {
 		return nil, nil, away
 	}
 	if users, err = t.archived(ctx, make([]*User, len(ids)), ids, true); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -50,7 +51,7 @@ func TestUsersWithoutTheLiveState(t *testing.T) {
 		},
 		"bob": {ID: "bob", Status: presence.Offline, Epoch: 3, LastSeen: seen},
 	}
-	down := &presence.Error{Kind: presence.Unavailable, Message: "down", RetryAfter: 7 * time.Second}
+	down := &fault.Error{Kind: fault.Unavailable, Message: "down", RetryAfter: 7 * time.Second}
 	ids := []string{"alice", "bob", "carol"}
 
 	t.Run("unavailable: the last known state, marked stale", func(t *testing.T) {
@@ -71,7 +72,7 @@ func TestUsersWithoutTheLiveState(t *testing.T) {
 	t.Run("unavailable: of a user of whom nothing was stored nothing can be said", func(t *testing.T) {
 		t.Parallel()
 		u, err := presence.NewTracker(liveState{err: down}, archive, presence.DefaultTTL).User(t.Context(), "carol")
-		var e *presence.Error
+		var e *fault.Error
 		if !errors.As(err, &e) || e != down || u.Status != "" {
 			t.Errorf("%+v, %v, want the live state's error", u, err)
 		}
@@ -95,16 +96,16 @@ func TestUsersWithoutTheLiveState(t *testing.T) {
 	t.Run("neither answers: the live state says when to try again", func(t *testing.T) {
 		t.Parallel()
 		_, err := presence.NewTracker(liveState{err: down}, archive, presence.DefaultTTL).Users(t.Context(), []string{"alice", "fault"})
-		var e *presence.Error
+		var e *fault.Error
 		if !errors.As(err, &e) || e != down || !errors.Is(err, errRecords) {
 			t.Errorf("got %v, want the live state's error, and the cause of the other", err)
 		}
 	})
 	t.Run("another fault is not hidden", func(t *testing.T) {
 		t.Parallel()
-		fault := errors.New("a fault of ours")
-		_, err := presence.NewTracker(liveState{err: fault}, archive, presence.DefaultTTL).User(t.Context(), "alice")
-		if !errors.Is(err, fault) || presence.KindOf(err) != presence.Internal {
+		broken := errors.New("a fault of ours")
+		_, err := presence.NewTracker(liveState{err: broken}, archive, presence.DefaultTTL).User(t.Context(), "alice")
+		if !errors.Is(err, broken) || fault.KindOf(err) != fault.Internal {
 			t.Errorf("got %v", err)
 		}
 	})

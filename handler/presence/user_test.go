@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -18,7 +19,7 @@ func TestPanicOfTheUsersStore(t *testing.T) {
 	t.Parallel()
 	tracker := presence.NewTracker(&taking{}, panicking{}, presence.DefaultTTL)
 	_, err := tracker.Users(t.Context(), []string{"ann", "bob"})
-	if err == nil || !strings.Contains(err.Error(), "driver fault") || presence.KindOf(err) != presence.Internal {
+	if err == nil || !strings.Contains(err.Error(), "driver fault") || fault.KindOf(err) != fault.Internal {
 		t.Errorf("%v", err)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"userconnectivity/handler/fault"
 )
 
 const idAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~:@|+=-"
@@ -38,11 +40,11 @@ func CheckID(id string) string {
 }
 
 // checks collects what is wrong with one input.
-type checks []FieldError
+type checks []fault.FieldError
 
 func (c *checks) add(pointer, detail string) {
 	if detail != "" {
-		*c = append(*c, FieldError{Pointer: pointer, Detail: detail})
+		*c = append(*c, fault.FieldError{Pointer: pointer, Detail: detail})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -75,7 +76,7 @@ func number(n int64) *int64 { return &n }
 
 // pointers are the fields that an error names.
 func pointers(err error) []string {
-	var e *presence.Error
+	var e *fault.Error
 	if !errors.As(err, &e) {
 		return nil
 	}
@@ -145,8 +146,8 @@ func TestBeatsAreChecked(t *testing.T) {
 			if (len(live.beats) == 1) != (err == nil) {
 				t.Fatalf("%d beats reached the store", len(live.beats))
 			}
-			if err != nil && presence.KindOf(err) != presence.Invalid {
-				t.Errorf("kind %d", presence.KindOf(err))
+			if err != nil && fault.KindOf(err) != fault.Invalid {
+				t.Errorf("kind %d", fault.KindOf(err))
 			}
 			if err == nil && beat.TTL == nil && *live.beats[0].TTL != 30*time.Second {
 				t.Errorf("the default ttl is %s, want the tracker's", *live.beats[0].TTL)
@@ -173,9 +174,9 @@ func TestHeartbeatsCount(t *testing.T) {
 	if err != nil || got.Accepted != 3 || got.Stale != 1 || got.Deferred != 1 || len(got.Rejected) != 3 || got.BeatAfter != 20*time.Second {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	want := map[int]presence.Kind{1: presence.Invalid, 7: presence.Invalid, 2: presence.Conflict}
+	want := map[int]fault.Kind{1: fault.Invalid, 7: fault.Invalid, 2: fault.Conflict}
 	for _, r := range got.Rejected {
-		if kind, ok := want[r.Index]; !ok || presence.KindOf(r.Err) != kind {
+		if kind, ok := want[r.Index]; !ok || fault.KindOf(r.Err) != kind {
 			t.Errorf("%d: %v", r.Index, r.Err)
 		}
 		delete(want, r.Index)
@@ -183,7 +184,7 @@ func TestHeartbeatsCount(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("not rejected: %v", want)
 	}
-	if _, err := tracker.Heartbeat(t.Context(), beat("full", 45)); presence.KindOf(err) != presence.Conflict || !strings.Contains(err.Error(), "32") {
+	if _, err := tracker.Heartbeat(t.Context(), beat("full", 45)); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "32") {
 		t.Errorf("a full user: %v", err)
 	}
 	empty, err := tracker.Heartbeats(t.Context(), nil)
@@ -281,10 +282,10 @@ func TestTally(t *testing.T) {
 	for i := range beats {
 		user := beats[i].User
 		_, err := tracker.Heartbeat(t.Context(), beats[i])
-		if want := map[string]presence.Kind{"full": presence.Conflict, "next": presence.Unavailable}[user]; presence.KindOf(err) != want {
+		if want := map[string]fault.Kind{"full": fault.Conflict, "next": fault.Unavailable}[user]; fault.KindOf(err) != want {
 			t.Errorf("a beat of %s: %v", user, err)
 		}
-		if _, err := tracker.Leave(t.Context(), leaves[i]); (err != nil) != (user == "next") || err != nil && !presence.Passing(err) {
+		if _, err := tracker.Leave(t.Context(), leaves[i]); (err != nil) != (user == "next") || err != nil && !fault.Passing(err) {
 			t.Errorf("a leave of %s: %v", user, err)
 		}
 	}
@@ -345,7 +346,7 @@ func TestQueriesAreChecked(t *testing.T) {
 // TestFaultsOfTheStore: its kind reaches the caller, whichever call failed.
 func TestFaultsOfTheStore(t *testing.T) {
 	t.Parallel()
-	down := &presence.Error{Kind: presence.Unavailable, Message: "away", Err: errors.New("refused")}
+	down := &fault.Error{Kind: fault.Unavailable, Message: "away", Err: errors.New("refused")}
 	tracker := presence.NewTracker(&taking{err: down}, records{}, presence.DefaultTTL)
 	good := presence.Beat{User: "ann", Session: "s"}
 	_, beat := tracker.Heartbeat(t.Context(), good)
@@ -353,7 +354,7 @@ func TestFaultsOfTheStore(t *testing.T) {
 	_, leave := tracker.Leave(t.Context(), presence.Leave{User: "ann", Session: "s"})
 	_, leaves := tracker.Leaves(t.Context(), []presence.Leave{{User: "ann", Session: "s"}})
 	for name, err := range map[string]error{"beat": beat, "beats": beats, "leave": leave, "leaves": leaves} {
-		if presence.KindOf(err) != presence.Unavailable || !errors.Is(err, down) {
+		if fault.KindOf(err) != fault.Unavailable || !errors.Is(err, down) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -361,11 +362,11 @@ func TestFaultsOfTheStore(t *testing.T) {
 
 func TestErrorText(t *testing.T) {
 	t.Parallel()
-	err := &presence.Error{Kind: presence.Invalid, Message: "wrong", Fields: []presence.FieldError{{Pointer: "/a", Detail: "must be b"}}, Err: errors.New("cause")}
+	err := &fault.Error{Kind: fault.Invalid, Message: "wrong", Fields: []fault.FieldError{{Pointer: "/a", Detail: "must be b"}}, Err: errors.New("cause")}
 	if got := err.Error(); got != "wrong; /a must be b: cause" {
 		t.Error(got)
 	}
-	if presence.KindOf(errors.New("foreign")) != presence.Internal || presence.KindOf(nil) != presence.Internal || presence.Refuse(nil) != nil {
+	if fault.KindOf(errors.New("foreign")) != fault.Internal || fault.KindOf(nil) != fault.Internal || fault.Refuse(nil) != nil {
 		t.Error("a foreign error is ours to mend, and nothing wrong is no error")
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 // TestAbandonedCallsEndAtOnce: what waits for a server that is given up does not wait for its time-out, nor for a
@@ -48,7 +48,7 @@ func TestAbandonedCallsEndAtOnce(t *testing.T) {
 			client.Abandon("")
 		case a := <-answers:
 			waiting--
-			if !errors.Is(a.err, errAbandoned) || presence.KindOf(a.err) != presence.Unavailable {
+			if !errors.Is(a.err, errAbandoned) || fault.KindOf(a.err) != fault.Unavailable {
 				t.Errorf("%s: %v", a.name, a.err)
 			}
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"golang.org/x/sync/singleflight"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 const (
@@ -173,8 +173,8 @@ func (c *Client) Ready() error { return c.readyFor("") }
 
 func (c *Client) readyFor(node string) error {
 	if wait, open := c.circuit.Open(node); open {
-		return &presence.Error{
-			Kind: presence.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
+		return &fault.Error{
+			Kind: fault.Unavailable, Message: "the state store is under maintenance or cannot be reached: try again",
 			RetryAfter: max(wait, time.Second), Err: errCircuitOpen,
 		}
 	}

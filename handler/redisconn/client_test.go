@@ -19,8 +19,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 // connection is one line of CLIENT LIST.
@@ -201,7 +201,7 @@ func TestClientIsCreatedOnce(t *testing.T) {
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := store.ping(ctx); presence.KindOf(err) != presence.Unavailable {
+	if err := store.ping(ctx); fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("after Close: %v", err)
 	}
 	testkit.Eventually(t, "nothing is left", func(ctx context.Context, raw *redis.Client) (bool, error) {
@@ -219,7 +219,7 @@ func TestCallersAtOnceShareAFailedAttempt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for i, err := range atOnce(t, func() { close(g.open) }, func() error { return store.ping(ctx) }) {
-		if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "a TLS port needs rediss://") {
+		if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "a TLS port needs rediss://") {
 			t.Fatalf("caller %d: %v", i, err)
 		}
 	}
@@ -238,7 +238,7 @@ func TestAFailedAttemptIsNotRemembered(t *testing.T) {
 	store := newCountStore(client, 1)
 	server.Stop()
 	for range 3 {
-		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "nothing listens") {
+		if err := store.ping(t.Context()); fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "nothing listens") {
 			t.Fatal(err)
 		}
 	}
@@ -251,7 +251,7 @@ func TestAFailedAttemptIsNotRemembered(t *testing.T) {
 	// The same holds for a client that was connected before.
 	server.Stop()
 	for range 3 {
-		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
+		if err := store.ping(t.Context()); fault.KindOf(err) != fault.Unavailable {
 			t.Fatal(err)
 		}
 	}
@@ -272,7 +272,7 @@ func TestACallEndsWithItsContextWhileTheFirstAttemptIsUnderWay(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if _, err := client.Connect(ctx); !errors.Is(err, context.DeadlineExceeded) || presence.KindOf(err) != presence.Unavailable {
+	if _, err := client.Connect(ctx); !errors.Is(err, context.DeadlineExceeded) || fault.KindOf(err) != fault.Unavailable {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -294,7 +294,7 @@ func TestABrokenClientIsReplaced(t *testing.T) {
 	first := client.live.Load()
 	server.Stop()
 	for client.live.Load() == first { // the test's own time limit ends this
-		if err := store.ping(t.Context()); presence.KindOf(err) != presence.Unavailable {
+		if err := store.ping(t.Context()); fault.KindOf(err) != fault.Unavailable {
 			t.Fatal(err)
 		}
 	}
@@ -383,7 +383,7 @@ func TestCircuit(t *testing.T) {
 	}
 	watch.open.Store(true)
 	for name, call := range calls {
-		if err := call(t.Context()); !errors.Is(err, errCircuitOpen) || presence.KindOf(err) != presence.Unavailable {
+		if err := call(t.Context()); !errors.Is(err, errCircuitOpen) || fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("%s while the circuit is open: %v", name, err)
 		}
 	}
@@ -395,7 +395,7 @@ func TestCircuit(t *testing.T) {
 	server.Pause()
 	for name, call := range calls {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := call(ctx); presence.KindOf(err) != presence.Unavailable {
+		if err := call(ctx); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("%s on a stalled Redis: %v", name, err)
 		}
 		cancel()
@@ -407,7 +407,7 @@ func TestCircuit(t *testing.T) {
 	server.Kill()
 	for name, call := range calls {
 		before := watch.failed.Load()
-		if err := call(t.Context()); presence.KindOf(err) != presence.Unavailable {
+		if err := call(t.Context()); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("%s without Redis: %v", name, err)
 		}
 		if watch.failed.Load() == before {
@@ -449,7 +449,7 @@ func TestConnectionsUnderLoad(t *testing.T) {
 			}
 			out, err := store.add(ctx, user)
 			switch {
-			case presence.KindOf(err) == presence.Unavailable:
+			case fault.KindOf(err) == fault.Unavailable:
 				refused.Add(1)
 				perhaps = true // it may have been applied
 				continue
@@ -570,7 +570,7 @@ func TestReconnectStorm(t *testing.T) {
 				continue
 			}
 			refused++
-			if presence.KindOf(err) != presence.Unavailable {
+			if fault.KindOf(err) != fault.Unavailable {
 				t.Fatalf("process %d: %v", p, err)
 			}
 			errs[p] = err
@@ -730,7 +730,7 @@ func TestAStalledRedis(t *testing.T) {
 	for beat(t.Context(), "after") != nil { // the test's own time limit ends this
 	}
 	t.Logf("serves again after %v", time.Since(resumed))
-	if err := <-flushed; err != nil && presence.KindOf(err) != presence.Unavailable {
+	if err := <-flushed; err != nil && fault.KindOf(err) != fault.Unavailable {
 		t.Error(err)
 	}
 	if n := raw.Exists(t.Context(), store.key("given up")).Val(); n != 0 {

@@ -13,9 +13,9 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
-	"userconnectivity/handler/presence"
 )
 
 func endpointOf(c *testkit.Cluster) Endpoint { return Endpoint{URL: "redis://" + c.Primaries[0].Addr} }
@@ -217,7 +217,7 @@ func TestClusterFollowsItsPrimaries(t *testing.T) {
 		testkit.Eventually(t, "names of all slots are counted", func(ctx context.Context, _ *redis.Client) (bool, error) {
 			now, err := store.add(ctx, names...)
 			if err != nil {
-				if presence.KindOf(err) != presence.Unavailable {
+				if fault.KindOf(err) != fault.Unavailable {
 					t.Fatal(err)
 				}
 				return false, err

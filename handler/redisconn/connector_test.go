@@ -13,9 +13,9 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/maintenance"
-	"userconnectivity/handler/presence"
 )
 
 // farServer is a TCP server in front of another, whose answers take a while. It can be shut and opened again, and can
@@ -280,7 +280,7 @@ func TestARefusedGreeting(t *testing.T) {
 				all(c.refuse)
 				for name, call := range calls {
 					all(cut)
-					if found, err := call(t.Context()); presence.KindOf(err) != presence.Unavailable {
+					if found, err := call(t.Context()); fault.KindOf(err) != fault.Unavailable {
 						t.Errorf("%s: %v, %v", name, found, err)
 					}
 				}

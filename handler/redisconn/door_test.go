@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // clientOfOneServer returns a client that takes itself for connected to one server.
@@ -32,7 +32,7 @@ func TestTurns(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.Enter(ctx, Bulk); presence.KindOf(err) != presence.Unavailable || !errors.Is(err, context.Canceled) {
+	if _, err := c.Enter(ctx, Bulk); fault.KindOf(err) != fault.Unavailable || !errors.Is(err, context.Canceled) {
 		t.Errorf("whose request has ended: %v", err)
 	}
 	c = clientOfOneServer(t)

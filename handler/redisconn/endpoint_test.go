@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 const secret = "s3cret"
@@ -98,7 +98,7 @@ func expectCure(t *testing.T, e Endpoint, want ...string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // as the health check has
 	defer cancel()
 	err := newCountStore(client, 1).ping(ctx)
-	if presence.KindOf(err) != presence.Unavailable {
+	if fault.KindOf(err) != fault.Unavailable {
 		t.Fatal(err)
 	}
 	for _, part := range want {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // replyKinds are what Redis answers instead of doing what it is asked, by the first word of the answer. Those inside of
@@ -107,11 +107,11 @@ func cureOf(err error, setting string) string {
 	return strings.ReplaceAll(replyKinds[Code(err)].cure, "%s", setting)
 }
 
-// Unavailable is what every fault of Redis becomes: a *presence.Error of the kind Unavailable, as nothing is lost by
+// Unavailable is what every fault of Redis becomes: a *fault.Error of the kind Unavailable, as nothing is lost by
 // waiting. The cause, with the cure where one is known, is for the log and for health; see Cause. An error that is a
-// *presence.Error already stays as it is.
+// *fault.Error already stays as it is.
 func Unavailable(err error) error {
-	var e *presence.Error
+	var e *fault.Error
 	if errors.As(err, &e) {
 		return err
 	}
@@ -128,7 +128,7 @@ func Unavailable(err error) error {
 	if cure := cureOf(err, "REDIS_URL or REDIS_HOST"); cure != "" && !errors.As(err, new(*diagnosis)) {
 		err = &diagnosis{cure, err}
 	}
-	return &presence.Error{Kind: presence.Unavailable, Message: message, RetryAfter: time.Second, Err: err}
+	return &fault.Error{Kind: fault.Unavailable, Message: message, RetryAfter: time.Second, Err: err}
 }
 
 // refusal is an answer of Redis that does not become another by itself, such as that of a right that is missing.
@@ -158,7 +158,7 @@ func (c *Client) Refused(within time.Duration) error {
 
 // Cause returns what is behind an error of Unavailable, without the words that are for those who call the app.
 func Cause(err error) error {
-	if e := (*presence.Error)(nil); errors.As(err, &e) && e.Err != nil {
+	if e := (*fault.Error)(nil); errors.As(err, &e) && e.Err != nil {
 		return e.Err
 	}
 	return err

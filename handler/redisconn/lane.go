@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // Request is a part of each item of a Lane: who waits for it.
@@ -67,14 +67,14 @@ const (
 	flushTimeout = 2 * CommandTimeout
 )
 
-var errLaneEnded = &presence.Error{
-	Kind: presence.Unavailable, RetryAfter: time.Second, Message: "the app is ending: try again",
+var errLaneEnded = &fault.Error{
+	Kind: fault.Unavailable, RetryAfter: time.Second, Message: "the app is ending: try again",
 	Err: errors.New("the store is closed"),
 }
 
 // errQueueFull is the answer to a request for which there is no more room.
-var errQueueFull = &presence.Error{
-	Kind: presence.Unavailable, RetryAfter: time.Second,
+var errQueueFull = &fault.Error{
+	Kind: fault.Unavailable, RetryAfter: time.Second,
 	Message: fmt.Sprintf("the app is busy: %d requests wait for the state store already; try again", laneQueue),
 }
 

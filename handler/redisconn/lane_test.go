@@ -13,8 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 // numbered is an item of a lane.
@@ -200,7 +200,7 @@ func TestRequestsEndWithTheLane(t *testing.T) {
 	for range laneBatch + 10 { // more than one flush takes
 		requests.Go(func() {
 			_, err := store.add(context.Background(), "u")
-			if presence.KindOf(err) != presence.Unavailable {
+			if fault.KindOf(err) != fault.Unavailable {
 				t.Error(err)
 			}
 			if errors.Is(err, errLaneEnded) {
@@ -241,7 +241,7 @@ func TestAPanicInAFlushEndsIt(t *testing.T) {
 	})
 	defer lane.Stop(t.Context())
 	_, err := lane.Share(&numbered{Request: NewRequest(t.Context())})
-	if presence.KindOf(err) != presence.Internal || !strings.Contains(err.Error(), "no clock") {
+	if fault.KindOf(err) != fault.Internal || !strings.Contains(err.Error(), "no clock") {
 		t.Fatal(err)
 	}
 	faulty = false

@@ -14,7 +14,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 const (
@@ -306,7 +306,7 @@ func (c *Client) listenTo(ctx context.Context, node string, server *redis.Client
 			stands = current.stands
 		case <-current.ended:
 			if before == nil {
-				return stood, &presence.Error{Kind: presence.Unavailable, Message: "the subscription was lost", Err: c.endpoint.diagnose(current.err)}
+				return stood, &fault.Error{Kind: fault.Unavailable, Message: "the subscription was lost", Err: c.endpoint.diagnose(current.err)}
 			}
 			// The one before goes on as long as it can.
 			told.share(false)

@@ -13,8 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
-	"userconnectivity/handler/presence"
 )
 
 // ear is a subscription of a test's own.
@@ -97,7 +97,7 @@ func TestSubscription(t *testing.T) {
 	if err := raw.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-e.lost; presence.KindOf(err) != presence.Unavailable {
+	if err := <-e.lost; fault.KindOf(err) != fault.Unavailable {
 		t.Error(err)
 	}
 	<-e.stands
@@ -357,7 +357,7 @@ func TestCredentialsFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.hears(t, server, "expired k")
-	if err := store.ping(t.Context()); !errors.Is(err, none) || presence.KindOf(err) != presence.Unavailable {
+	if err := store.ping(t.Context()); !errors.Is(err, none) || fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("a command without credentials: %v", err)
 	}
 	fail.Store(false)

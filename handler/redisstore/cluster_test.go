@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -125,7 +126,7 @@ func TestASlotOnTheMove(t *testing.T) {
 	take := func(entries []Entry, err error) {
 		t.Helper()
 		if err != nil {
-			if presence.KindOf(err) != presence.Unavailable {
+			if fault.KindOf(err) != fault.Unavailable {
 				t.Error(err)
 			}
 			return
@@ -139,7 +140,7 @@ func TestASlotOnTheMove(t *testing.T) {
 		}
 		if err := relay.Acknowledge(ctx, 0, unacknowledged); err == nil {
 			unacknowledged = nil
-		} else if presence.KindOf(err) != presence.Unavailable {
+		} else if fault.KindOf(err) != fault.Unavailable {
 			t.Error(err)
 		}
 	}
@@ -162,7 +163,7 @@ func TestASlotOnTheMove(t *testing.T) {
 		b.store.applyBeats(ctx, items)
 		if err := items[0].Err; err != nil {
 			refused++
-			if presence.KindOf(err) != presence.Unavailable {
+			if fault.KindOf(err) != fault.Unavailable {
 				t.Errorf("step %d: %v", steps, err)
 			}
 		} else if items[0].outcome.Change != presence.ChangeRenewed {
@@ -172,7 +173,7 @@ func TestASlotOnTheMove(t *testing.T) {
 			t.Errorf("step %d: a beat of another partition: %+v, %v", steps, items[1].outcome, items[1].Err)
 		}
 		due, err := b.store.Due(ctx, b.partitions())
-		if len(due) < len(users)-1 || err != nil && presence.KindOf(err) != presence.Unavailable {
+		if len(due) < len(users)-1 || err != nil && fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("step %d: %d partitions looked at, %v", steps, len(due), err)
 		}
 		if known, err := b.store.Users(ctx, users); err != nil || known[0] == nil || known[0].Status != presence.Online {

@@ -175,7 +175,8 @@ func TestUnexpectedAnswers(t *testing.T) {
 	t.Parallel()
 	for _, answer := range []any{
 		nil, int64(3), "", "1700000000000", "1700000000000\n0\n5\n6\n7", "x\n0\n5\n6", "1700000000000\nx\n5\n6", "1700000000000\n0\nx\n6",
-		"1700000000000\n0\n5,x\n6", []any{"1700000000000", "0", "5", "6"},
+		"1700000000000\n0\n5,x\n6",
+		[]any{"1700000000000", "0", "5", "6"},
 	} {
 		r := renewal{Call: &redisconn.Call{Cmd: redis.NewCmd(context.Background())}, Dating: redisconn.NewClock().Dating(), chunks: []chunk[*beatItem]{{items: []*beatItem{{}, {}}}}}
 		r.Cmd.SetVal(answer)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 )
@@ -155,7 +156,7 @@ func TestKeyExpiredFailsWhole(t *testing.T) {
 	before := b.raw.HGetAll(ctx, b.store.keys.in(0, "meta")).Val()
 	fails := func(why, want string) {
 		t.Helper()
-		if n, err := b.store.KeysExpired(ctx, []string{"k"}); presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), want) {
+		if n, err := b.store.KeysExpired(ctx, []string{"k"}); fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %d written, %v", why, n, err)
 		}
 		if diff := cmp.Diff(before, b.raw.HGetAll(ctx, b.store.keys.in(0, "meta")).Val()); diff != "" {

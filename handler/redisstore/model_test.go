@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -527,7 +528,7 @@ func settleRefused[T any](s *scenario, got T, err error, refused func(T) refusal
 		settle(s, "a call without a write", got, apply)
 		return
 	}
-	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "OOM") && !strings.Contains(err.Error(), "NOREPLICAS") {
+	if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "OOM") && !strings.Contains(err.Error(), "NOREPLICAS") {
 		s.must("a refused call", err)
 	}
 	s.tally["refused whole"]++
@@ -600,7 +601,7 @@ func renewed(b batch[presence.Beat], answers []string) (did batch[presence.Beat]
 
 func (s *scenario) settleLost(what string, in any, err error, apply func(m *model, now int64)) {
 	s.step(what, in, nil)
-	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), errReplyLost.Error()) {
+	if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), errReplyLost.Error()) {
 		s.wrongf("%s: %v", what, err)
 	}
 	type nothing struct{}

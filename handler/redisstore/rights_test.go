@@ -9,6 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -199,7 +200,7 @@ func TestRefusedWrites(t *testing.T) {
 			_, err := store.Heartbeats(t.Context(), []presence.Beat{{User: "u", Session: "s", TTL: seconds(60)}})
 			if s, _, _ := client.Server(); c.code == "NOREPLICAS" && err == nil && strings.HasPrefix(s.Version, "6.2.") && s.Version < "6.2.7" && len(s.Version) == 5 {
 				t.Logf("%s lets scripts write with too few replicas", s.Version) // docs: 6.2.7 is the oldest that does not
-			} else if presence.KindOf(err) != presence.Unavailable || redisconn.Code(err) != c.code || !strings.Contains(err.Error(), c.want) {
+			} else if fault.KindOf(err) != fault.Unavailable || redisconn.Code(err) != c.code || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("a beat: code %q, %v", redisconn.Code(err), err)
 			}
 			if c.code != "NOPERM" || name == "a right inside of the script" {

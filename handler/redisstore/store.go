@@ -13,7 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/redisconn"
 )
 
@@ -146,8 +146,8 @@ func (s *Store) checkPartitions(ctx context.Context, client redis.UniversalClien
 		return redisconn.Unavailable(fmt.Errorf("read the number of partitions: %w", err))
 	}
 	if recorded != strconv.Itoa(s.keys.partitions) {
-		return &presence.Error{
-			Kind: presence.Unavailable, Message: "the state is not available: the app's settings do not fit it",
+		return &fault.Error{
+			Kind: fault.Unavailable, Message: "the state is not available: the app's settings do not fit it",
 			Err: fmt.Errorf("REDIS_PARTITIONS is %d, but the state in Redis has %s: set REDIS_PARTITIONS=%s, or delete the keys %s* to begin anew",
 				s.keys.partitions, recorded, recorded, s.keys.prefix),
 		}

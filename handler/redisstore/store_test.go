@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -397,11 +398,11 @@ func TestFullMemoryFailsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.store.Claim(ctx, due); presence.KindOf(err) != presence.Unavailable {
+	if _, err := b.store.Claim(ctx, due); fault.KindOf(err) != fault.Unavailable {
 		t.Fatalf("claim with memory full: %v", err)
 	}
 	beats := []presence.Beat{{User: "u", Session: "default", TTL: seconds(10)}}
-	if _, err := b.store.Heartbeats(ctx, beats); presence.KindOf(err) != presence.Unavailable {
+	if _, err := b.store.Heartbeats(ctx, beats); fault.KindOf(err) != fault.Unavailable {
 		t.Fatalf("beat with memory full: %v", err)
 	}
 	if u := b.user("u"); u.Status != presence.Online {
@@ -434,7 +435,7 @@ func TestAChangedNumberOfPartitionsIsRefused(t *testing.T) {
 	b.beat(presence.Beat{User: "u"})
 	other := New(b.store.client, Config{Prefix: b.prefix, Partitions: b.store.Partitions() + 1})
 	err := other.Ping(t.Context())
-	if presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), fmt.Sprintf("set REDIS_PARTITIONS=%d,", b.store.Partitions())) {
+	if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), fmt.Sprintf("set REDIS_PARTITIONS=%d,", b.store.Partitions())) {
 		t.Fatalf("changed number of partitions: %v", err)
 	}
 }
@@ -478,7 +479,7 @@ func TestUnreachableRedisIsUnavailable(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := s.Ping(ctx)
-		if presence.KindOf(err) != presence.Unavailable || strings.Contains(err.Error(), "secret") {
+		if fault.KindOf(err) != fault.Unavailable || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %v", url, err)
 		}
 	}

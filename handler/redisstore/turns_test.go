@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/redisconn"
@@ -69,7 +70,7 @@ func TestEveryCallTakesATurn(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 			defer cancel()
-			if err := call(ctx); presence.KindOf(err) != presence.Unavailable || !strings.Contains(err.Error(), "wait for") {
+			if err := call(ctx); fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "wait for") {
 				t.Errorf("%s: %v", name, err)
 			}
 		})

@@ -12,7 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 )
 
@@ -101,7 +101,7 @@ func Send(ctx context.Context, s sender, from string, items []Item, log *slog.Lo
 		messages[i] = item.Message()
 	}
 	err := s.Send(ctx, name, messages)
-	if err != nil && !presence.Passing(err) { // of one of them
+	if err != nil && !fault.Passing(err) { // of one of them
 		err = eachAlone(ctx, s, name, items, log)
 	}
 	if err != nil {
@@ -117,12 +117,12 @@ func Send(ctx context.Context, s sender, from string, items []Item, log *slog.Lo
 func eachAlone(ctx context.Context, s sender, name string, items []Item, log *slog.Logger) error {
 	for _, item := range items {
 		err := s.Send(ctx, name, []queue.Message{item.Message()})
-		if err != nil && !presence.Passing(err) {
+		if err != nil && !fault.Passing(err) {
 			err = s.Send(ctx, name, []queue.Message{item.Shortened()})
 		}
 		switch {
 		case err == nil:
-		case presence.Passing(err):
+		case fault.Passing(err):
 			return err
 		default: // there is no smaller copy, and trying again cannot help: the log is the last place for it
 			log.ErrorContext(ctx, "a rejected item cannot be kept", "queue", name, "message_id", item.MessageID, "item", item.Index,

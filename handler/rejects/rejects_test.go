@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/rejects"
 )
@@ -31,7 +31,7 @@ func (b *broker) Send(_ context.Context, name string, messages []queue.Message) 
 	for _, m := range messages {
 		b.sends++
 		if len(m.Body) > b.limit {
-			refused = &presence.Error{Kind: presence.Invalid, Message: "too large for the queue"}
+			refused = &fault.Error{Kind: fault.Invalid, Message: "too large for the queue"}
 			continue
 		}
 		b.kept[name+" "+m.ID] = m
@@ -134,7 +134,7 @@ func TestPassingFaults(t *testing.T) {
 	if log.Len() != 0 {
 		t.Errorf("told of what did not happen: %s", &log)
 	}
-	b.fault = fmt.Errorf("send: %w", &presence.Error{Kind: presence.Invalid, Message: "no"})
+	b.fault = fmt.Errorf("send: %w", &fault.Error{Kind: fault.Invalid, Message: "no"})
 	if err := rejects.Send(t.Context(), b, "beats", items, logger); err != nil || !strings.Contains(log.String(), "cannot be kept") || !strings.Contains(log.String(), "body=junk") {
 		t.Errorf("%v: %s", err, &log)
 	}

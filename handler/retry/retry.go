@@ -9,7 +9,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // Backoff is how long to wait between tries: First after the first fault, twice as long after each further one, at
@@ -19,7 +19,7 @@ type Backoff struct{ First, Most time.Duration }
 // awayPoll is how often it is looked whether what is known to be away has come back.
 const awayPoll = 10 * time.Millisecond
 
-// Do calls try until it returns nil or an error that does not pass (presence.Passing), or until ctx ends, and returns
+// Do calls try until it returns nil or an error that does not pass (fault.Passing), or until ctx ends, and returns
 // its last error. away may be nil. While it reports true no try is made, and the first one follows as soon as it
 // reports false: what was away is back then. An error that only says that ctx has ended does not replace the fault of
 // the try before.
@@ -27,7 +27,7 @@ func (b Backoff) Do(ctx context.Context, away func() bool, try func() error) err
 	var last error
 	for pause := b.First; ; pause = min(2*pause, b.Most) {
 		err := try()
-		if err == nil || !presence.Passing(err) {
+		if err == nil || !fault.Passing(err) {
 			return err
 		}
 		if ctx.Err() != nil {

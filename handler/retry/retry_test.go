@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/retry"
 )
 
@@ -17,7 +17,7 @@ var quick = retry.Backoff{First: time.Millisecond, Most: 2 * time.Millisecond}
 func TestDo(t *testing.T) {
 	t.Parallel()
 	passing := errors.New("503")
-	permanent := fmt.Errorf("try: %w", &presence.Error{Kind: presence.Invalid, Message: "bad"})
+	permanent := fmt.Errorf("try: %w", &fault.Error{Kind: fault.Invalid, Message: "bad"})
 	for name, tt := range map[string]struct {
 		faults []error
 		want   error
@@ -26,7 +26,7 @@ func TestDo(t *testing.T) {
 		"at once":     {nil, nil, 1},
 		"passes":      {[]error{passing, passing, passing}, nil, 4},
 		"permanent":   {[]error{passing, permanent, passing}, permanent, 2},
-		"unavailable": {[]error{&presence.Error{Kind: presence.Unavailable}}, nil, 2},
+		"unavailable": {[]error{&fault.Error{Kind: fault.Unavailable}}, nil, 2},
 		"its own end": {[]error{context.DeadlineExceeded}, nil, 2},
 	} {
 		tries := 0

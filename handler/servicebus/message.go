@@ -11,7 +11,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/queue"
 )
 
@@ -35,7 +35,7 @@ type TooLarge struct {
 }
 
 // ErrorKind tells that the same messages can never be sent.
-func (e *TooLargeError) ErrorKind() presence.Kind { return presence.Invalid }
+func (e *TooLargeError) ErrorKind() fault.Kind { return fault.Invalid }
 
 func (e *TooLargeError) Error() string {
 	var b strings.Builder
@@ -55,7 +55,7 @@ func (e *TooLargeError) Error() string {
 
 // refuse makes the error of a message that no queue takes, however often it is sent.
 func refuse(format string, args ...any) error {
-	return &presence.Error{Kind: presence.Invalid, Message: fmt.Sprintf(format, args...)}
+	return &fault.Error{Kind: fault.Invalid, Message: fmt.Sprintf(format, args...)}
 }
 
 // convert checks all messages before any is sent. The result shares nothing with msgs, so that an attempt which

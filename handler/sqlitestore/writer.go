@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -222,7 +223,7 @@ func (u unreadable) Error() string {
 func (u unreadable) Unwrap() error { return u.err }
 
 // ErrorKind tells that the same write can never succeed.
-func (u unreadable) ErrorKind() presence.Kind { return presence.Invalid }
+func (u unreadable) ErrorKind() fault.Kind { return fault.Invalid }
 
 // merge adds an update to the record of its event. Members of it that this version does not know stay.
 func (t *transaction) merge(u eventlog.Update) error {

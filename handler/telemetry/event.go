@@ -13,6 +13,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 )
@@ -43,12 +44,12 @@ func fail(span trace.Span, err error) {
 		status = "it took too long"
 	}
 	span.SetStatus(codes.Error, status)
-	span.SetAttributes(semconv.ErrorTypeKey.String(kinds[presence.KindOf(err)]))
+	span.SetAttributes(semconv.ErrorTypeKey.String(kinds[fault.KindOf(err)]))
 }
 
 // kinds are the names of the kinds of errors in spans.
-var kinds = map[presence.Kind]string{
-	presence.Internal: "internal", presence.Invalid: "invalid", presence.NotFound: "not_found", presence.Conflict: "conflict", presence.Unavailable: "unavailable",
+var kinds = map[fault.Kind]string{
+	fault.Internal: "internal", fault.Invalid: "invalid", fault.NotFound: "not_found", fault.Conflict: "conflict", fault.Unavailable: "unavailable",
 }
 
 // appender writes to the event log.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/health"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
@@ -25,9 +26,9 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	b := setup(t)
 	broken := setup(t, withFailing(func(context.Context) error { return errors.New("broken") }))
 	away := setup(t, withFailing(func(context.Context) error {
-		return &presence.Error{Kind: presence.Unavailable, Message: "away", RetryAfter: time.Second}
+		return &fault.Error{Kind: fault.Unavailable, Message: "away", RetryAfter: time.Second}
 	}))
-	refusing := setup(t, withFailing(func(context.Context) error { return &presence.Error{Kind: presence.Conflict, Message: "no route"} }))
+	refusing := setup(t, withFailing(func(context.Context) error { return &fault.Error{Kind: fault.Conflict, Message: "no route"} }))
 	deferred := setup(t, func(h *triggers.Handlers) { h.Tracker = deferring{} })
 	down := setup(t, func(h *triggers.Handlers) { h.Health = parts{"redis": {Status: health.Down}} })
 	panicking := setup(t, withFailing(func(context.Context) error { panic("broken") }))

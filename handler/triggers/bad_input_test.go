@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
 // problem is the body of an error.
 type problem struct {
 	Detail string
-	Errors []presence.FieldError
+	Errors []fault.FieldError
 }
 
 // refuses makes a call and wants the status, the pointer of a wrong field ("" for the whole input, "-" for no

@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -24,7 +25,7 @@ func unmarshal(text []byte, v any) error {
 	if err == nil {
 		return nil
 	}
-	field := presence.FieldError{Detail: "must be one JSON value of the documented shape"}
+	field := fault.FieldError{Detail: "must be one JSON value of the documented shape"}
 	var semantic *json.SemanticError
 	var syntax *jsontext.SyntacticError
 	switch {
@@ -44,7 +45,7 @@ func unmarshal(text []byte, v any) error {
 			field.Detail = fmt.Sprintf("is not JSON at byte %d: %v", syntax.ByteOffset, syntax.Err)
 		}
 	}
-	return presence.Refuse([]presence.FieldError{field})
+	return fault.Refuse([]fault.FieldError{field})
 }
 
 // maxPointer bounds what an answer repeats of its request, in bytes.
@@ -164,12 +165,12 @@ func pathID(r *http.Request, name string) (string, error) {
 	if r.URL.RawPath != "" {
 		unescaped, err := url.PathUnescape(id)
 		if err != nil {
-			return "", presence.Refuse([]presence.FieldError{{Pointer: "path:" + name, Detail: "is not percent-encoded correctly"}})
+			return "", fault.Refuse([]fault.FieldError{{Pointer: "path:" + name, Detail: "is not percent-encoded correctly"}})
 		}
 		id = unescaped
 	}
 	if wrong := presence.CheckID(id); wrong != "" {
-		return "", presence.Refuse([]presence.FieldError{{Pointer: "path:" + name, Detail: wrong}})
+		return "", fault.Refuse([]fault.FieldError{{Pointer: "path:" + name, Detail: wrong}})
 	}
 	return id, nil
 }
@@ -184,7 +185,7 @@ const (
 func paging(r *http.Request) (limit int, continuation string, err error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return 0, "", presence.Refuse([]presence.FieldError{{Pointer: "query", Detail: "is not percent-encoded correctly"}})
+		return 0, "", fault.Refuse([]fault.FieldError{{Pointer: "query", Detail: "is not percent-encoded correctly"}})
 	}
 	limit = defaultLimit
 	text, present, err := queryValue(q, "limit")
@@ -216,7 +217,7 @@ func queryValue(q url.Values, name string) (value string, present bool, err erro
 }
 
 func refuseQuery(name, detail string) error {
-	return presence.Refuse([]presence.FieldError{{Pointer: "query:" + name, Detail: detail}})
+	return fault.Refuse([]fault.FieldError{{Pointer: "query:" + name, Detail: detail}})
 }
 
 // traceparent returns the W3C trace context of a request, "" when it has none of version 00.

@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"time"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // This file is the envelope: how the host hands over what is not HTTP, and how it wants its answer.
@@ -37,7 +37,7 @@ func readEnvelope(w http.ResponseWriter, r *http.Request) (envelope, error) {
 }
 
 func notAnInvocation(err error) error {
-	return &presence.Error{Kind: presence.Invalid, Message: "the body is not an invocation of the Functions host", Err: err}
+	return &fault.Error{Kind: fault.Invalid, Message: "the body is not an invocation of the Functions host", Err: err}
 }
 
 // list decodes a value that holds an array. The host writes it as a string that holds the JSON of the array;

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // invocation reads one of testdata/invocations: bodies as the host sends them.
@@ -144,7 +144,7 @@ func TestNotAnInvocation(t *testing.T) {
 		`{"Data":{"messages":"{}"}}`, `{"Data":{"messages":{}}}`, `{"Data":{"messages":7}}`, `{"Data":{"Messages":"[]"}}`,
 		`{"Data":{"messages":"[\"one\""}}`, `{"Data":[],"Metadata":{}}`, `{"Data":{"messages":"[]"},"Metadata":[]}`,
 	} {
-		if got, err := decode(body); presence.KindOf(err) != presence.Invalid {
+		if got, err := decode(body); fault.KindOf(err) != fault.Invalid {
 			t.Errorf("%s: %v, %v; want an invalid invocation", body, got, err)
 		}
 	}

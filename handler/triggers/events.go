@@ -9,6 +9,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/jsonform"
 	"userconnectivity/handler/presence"
 )
@@ -97,7 +98,7 @@ func event(events eventReader, complete func() bool) http.HandlerFunc {
 		}
 		record, err := events.Event(r.Context(), id)
 		if errors.Is(err, eventlog.ErrNotFound) && complete != nil && !complete() {
-			err = &presence.Error{Kind: presence.NotFound, Message: "the event log of this instance does not have this event, and it has not all: health says why"}
+			err = &fault.Error{Kind: fault.NotFound, Message: "the event log of this instance does not have this event, and it has not all: health says why"}
 		}
 		if err != nil {
 			fail(w, r, err)

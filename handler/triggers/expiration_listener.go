@@ -3,7 +3,7 @@ package triggers
 import (
 	"net/http"
 
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // listener is the expiration listener of this process, whether it runs here or not.
@@ -42,7 +42,7 @@ func expirationListener(l listener) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		figures, err := l.Listener()
 		if err != nil {
-			fail(w, r, &presence.Error{Kind: presence.Unavailable, Message: err.Error()})
+			fail(w, r, &fault.Error{Kind: fault.Unavailable, Message: err.Error()})
 			return
 		}
 		reply(w, http.StatusOK, figures)

@@ -5,8 +5,8 @@ import (
 	_ "embed"
 	"net/http"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/health"
-	"userconnectivity/handler/presence"
 )
 
 // healthChecker tells the state of every part by name.
@@ -21,7 +21,7 @@ func live(l listener) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if err := l.Live(); err != nil {
 			// No line in the log: its reader may be what the loop waits for.
-			p, _ := problemOf(&presence.Error{Kind: presence.Unavailable, Message: err.Error()})
+			p, _ := problemOf(&fault.Error{Kind: fault.Unavailable, Message: err.Error()})
 			w.Header().Set("Retry-After", "1")
 			write(w, p.Status, "application/problem+json", p)
 			return

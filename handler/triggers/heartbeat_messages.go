@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/rejects"
@@ -204,7 +205,7 @@ func (b *queuedBeat) hopeless(err error) bool {
 	if e := (*panicError)(nil); errors.As(err, &e) {
 		b.panics++
 	}
-	return b.panics == maxPanics || !presence.Passing(err)
+	return b.panics == maxPanics || !fault.Passing(err)
 }
 
 // beatsAtWork are the beats of a batch on their way.
@@ -227,7 +228,7 @@ func (w *beatsAtWork) reject(m message, index int, text string, reason error) {
 // may be one beat alone that fails.
 func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 	var failed []queuedBeat
-	var fault error
+	var lastErr error
 	for faults := 0; len(w.left) > 0 && faults < maxFaultyCalls; {
 		n := min(w.size, len(w.left))
 		chunk := w.left[:n]
@@ -242,7 +243,7 @@ func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 			faults, w.size = 0, min(2*w.size, presence.MaxBatch)
 			for _, r := range receipt.Rejected {
 				b := chunk[r.Index]
-				if presence.Passing(r.Err) {
+				if fault.Passing(r.Err) {
 					w.later = append(w.later, b)
 					continue
 				}
@@ -252,11 +253,11 @@ func (q HeartbeatQueue) write(ctx context.Context, w *beatsAtWork) error {
 			w.reject(chunk[0].from, chunk[0].index, chunk[0].text, err)
 		default:
 			faults, w.size = faults+1, max(n/2, 1)
-			failed, fault = append(failed, chunk...), err
+			failed, lastErr = append(failed, chunk...), err
 		}
 	}
 	w.left = append(w.left, failed...)
-	return fault
+	return lastErr
 }
 
 // call applies beats. A panic is a fault of these beats alone: the others of the batch go on.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/triggers"
@@ -186,7 +187,7 @@ type flaky struct {
 func (f flaky) Heartbeats(ctx context.Context, beats []presence.Beat) (presence.BulkReceipt, error) {
 	for _, b := range beats {
 		if b.User == f.user && f.left.Add(-1) >= 0 {
-			return presence.BulkReceipt{}, &presence.Error{Kind: presence.Unavailable, Message: "the state store cannot be reached: try again", Err: errors.New("driver text")}
+			return presence.BulkReceipt{}, &fault.Error{Kind: fault.Unavailable, Message: "the state store cannot be reached: try again", Err: errors.New("driver text")}
 		}
 	}
 	return f.tracker.Heartbeats(ctx, beats)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -64,9 +65,9 @@ func readBulk(w http.ResponseWriter, r *http.Request, body any, pointer string, 
 func checkCount(pointer string, n int, present bool) error {
 	switch {
 	case !present:
-		return presence.Refuse([]presence.FieldError{{Pointer: pointer, Detail: fmt.Sprintf("must be an array of at most %d items", presence.MaxBatch)}})
+		return fault.Refuse([]fault.FieldError{{Pointer: pointer, Detail: fmt.Sprintf("must be an array of at most %d items", presence.MaxBatch)}})
 	case n > presence.MaxBatch:
-		return presence.Refuse([]presence.FieldError{{Pointer: pointer, Detail: fmt.Sprintf("must have at most %d items, has %d", presence.MaxBatch, n)}})
+		return fault.Refuse([]fault.FieldError{{Pointer: pointer, Detail: fmt.Sprintf("must have at most %d items, has %d", presence.MaxBatch, n)}})
 	}
 	return nil
 }
@@ -89,7 +90,7 @@ func decodeItems[Body, Item any](items []jsontext.Value, convert func(Body) Item
 func rejections(from []presence.Rejection, at []int) []rejection {
 	out := make([]rejection, len(from))
 	for i, r := range from {
-		out[i] = rejection{Index: at[r.Index], Detail: detailOf(r.Err), Retry: presence.Passing(r.Err)}
+		out[i] = rejection{Index: at[r.Index], Detail: detailOf(r.Err), Retry: fault.Passing(r.Err)}
 	}
 	return out
 }

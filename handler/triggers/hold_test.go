@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -19,7 +20,7 @@ func (p pickyTracker) Heartbeat(context.Context, presence.Beat) (presence.Receip
 func (p pickyTracker) Heartbeats(_ context.Context, beats []presence.Beat) (presence.BulkReceipt, error) {
 	for _, b := range beats {
 		if p[b.User] {
-			return presence.BulkReceipt{}, &presence.Error{Kind: presence.Unavailable, Message: "away"}
+			return presence.BulkReceipt{}, &fault.Error{Kind: fault.Unavailable, Message: "away"}
 		}
 	}
 	return presence.BulkReceipt{Accepted: len(beats)}, nil

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -124,7 +125,7 @@ func TestSendingBackFails(t *testing.T) {
 	t.Parallel()
 	b := setup(t, impatient)
 	b.newer("new")
-	b.queues.fail(&presence.Error{Kind: presence.Unavailable, Message: "the broker is away"})
+	b.queues.fail(&fault.Error{Kind: fault.Unavailable, Message: "the broker is away"})
 	batch := delivered{ID: "m-1", Body: `[{"user":"ann"},{"user":"new"}]`}
 	b.fails("HeartbeatMessages", batch)
 	if b.query("ann")[0].Status != "online" {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/health"
 	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
@@ -197,9 +198,9 @@ func TestFaultsAndTheirStatus(t *testing.T) {
 		retryAfter string
 	}{
 		{"foreign", errors.New("driver: password wrong"), 500, ""},
-		{"internal", &presence.Error{Kind: presence.Internal, Message: "we are at fault"}, 500, ""},
-		{"unavailable", fmt.Errorf("apply: %w", &presence.Error{Kind: presence.Unavailable, Message: "try again", Err: errors.New("driver: password wrong")}), 503, "1"},
-		{"unavailable_for_long", &presence.Error{Kind: presence.Unavailable, Message: "try again", RetryAfter: 12400 * time.Millisecond}, 503, "12"},
+		{"internal", &fault.Error{Kind: fault.Internal, Message: "we are at fault"}, 500, ""},
+		{"unavailable", fmt.Errorf("apply: %w", &fault.Error{Kind: fault.Unavailable, Message: "try again", Err: errors.New("driver: password wrong")}), 503, "1"},
+		{"unavailable_for_long", &fault.Error{Kind: fault.Unavailable, Message: "try again", RetryAfter: 12400 * time.Millisecond}, 503, "12"},
 		{"event_log_down", fmt.Errorf("read: %w", eventlog.ErrUnavailable), 503, "1"},
 		{"out_of_time", fmt.Errorf("read: %w", context.DeadlineExceeded), 503, "1"},
 	} {
@@ -238,7 +239,7 @@ func TestEveryRequestHasADeadline(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var left []time.Duration
-	kind := presence.Unavailable
+	kind := fault.Unavailable
 	b := setup(t, withFailing(func(ctx context.Context) error {
 		deadline, ok := ctx.Deadline()
 		if !ok {
@@ -247,7 +248,7 @@ func TestEveryRequestHasADeadline(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		left = append(left, time.Until(deadline))
-		return &presence.Error{Kind: kind, Message: "measured"}
+		return &fault.Error{Kind: kind, Message: "measured"}
 	}))
 	for _, c := range calls() {
 		b.do(c).is(503)
@@ -260,7 +261,7 @@ func TestEveryRequestHasADeadline(t *testing.T) {
 	if len(left) != len(calls()) {
 		t.Errorf("%d of %d calls were made", len(left), len(calls()))
 	}
-	left, kind = nil, presence.Invalid // a batch waits for one that passes
+	left, kind = nil, fault.Invalid // a batch waits for one that passes
 	for _, name := range []string{"ConnectivityWorker", "DeadLetters", "HeartbeatMessages"} {
 		b.invoke(name, invocations(t)[name])
 	}

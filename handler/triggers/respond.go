@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"userconnectivity/handler/eventlog"
-	"userconnectivity/handler/presence"
+	"userconnectivity/handler/fault"
 )
 
 // This file has every HTTP status of the handler: errors become problem details (RFC 9457) here and nowhere else.
@@ -40,8 +40,8 @@ type problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
 	// Instance is the invocation's id, under which the log tells more.
-	Instance string                `json:"instance,omitempty"`
-	Errors   []presence.FieldError `json:"errors,omitempty"`
+	Instance string             `json:"instance,omitempty"`
+	Errors   []fault.FieldError `json:"errors,omitempty"`
 }
 
 // problemType is the media type of a problem.
@@ -53,7 +53,7 @@ const defaultRetryAfter = time.Second
 // problemOf maps an error to what the caller is told. retryAfter is 0 when trying again does not help.
 func problemOf(err error) (p problem, retryAfter time.Duration) {
 	p = problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "the request failed here; the log says why, under the invocation id in instance where there is one"}
-	var known *presence.Error
+	var known *fault.Error
 	var web *httpError
 	switch {
 	case errors.As(err, &web):
@@ -61,13 +61,13 @@ func problemOf(err error) (p problem, retryAfter time.Duration) {
 	case errors.As(err, &known):
 		p.Detail, p.Errors = known.Message, known.Fields
 		switch known.Kind {
-		case presence.Invalid:
+		case fault.Invalid:
 			p.Status = http.StatusBadRequest
-		case presence.NotFound:
+		case fault.NotFound:
 			p.Status = http.StatusNotFound
-		case presence.Conflict:
+		case fault.Conflict:
 			p.Status = http.StatusConflict
-		case presence.Unavailable:
+		case fault.Unavailable:
 			p.Status = http.StatusServiceUnavailable
 			retryAfter = max(known.RetryAfter, defaultRetryAfter)
 		}
@@ -75,7 +75,7 @@ func problemOf(err error) (p problem, retryAfter time.Duration) {
 		p.Status, p.Detail = http.StatusNotFound, "there is no event with this id in the event log"
 	case errors.Is(err, eventlog.ErrContinuation):
 		p.Status, p.Detail = http.StatusBadRequest, "the input is not valid"
-		p.Errors = []presence.FieldError{{Pointer: "query:continuation", Detail: "must be one that an earlier answer for the same user had"}}
+		p.Errors = []fault.FieldError{{Pointer: "query:continuation", Detail: "must be one that an earlier answer for the same user had"}}
 	case errors.Is(err, context.DeadlineExceeded):
 		p.Status, p.Detail, retryAfter = http.StatusServiceUnavailable, "the request took too long: try again", defaultRetryAfter
 	case errors.Is(err, eventlog.ErrUnavailable):
@@ -133,5 +133,5 @@ func write(w http.ResponseWriter, status int, contentType string, v any) {
 
 // busy is the error of a request for which there is no room beside the others.
 func busy(with string) error {
-	return &presence.Error{Kind: presence.Unavailable, Message: "the app is busy with " + with + " of this kind: try again"}
+	return &fault.Error{Kind: fault.Unavailable, Message: "the app is busy with " + with + " of this kind: try again"}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/triggers"
 )
@@ -182,7 +183,7 @@ func TestUsersWhileTheStateIsAway(t *testing.T) {
 // gone is a live state that cannot be reached.
 type gone struct{}
 
-var errGone = &presence.Error{Kind: presence.Unavailable, Message: "Redis cannot be reached", RetryAfter: 7 * time.Second}
+var errGone = &fault.Error{Kind: fault.Unavailable, Message: "Redis cannot be reached", RetryAfter: 7 * time.Second}
 
 func (gone) Heartbeats(context.Context, []presence.Beat) ([]presence.BeatOutcome, error) {
 	return nil, errGone

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/rejects"
@@ -96,7 +97,7 @@ type item struct {
 }
 
 // Process works on a batch until every event of it is applied and logged, or until ctx ends. A batch can only succeed
-// or fail as a whole (design D14), and a failed one comes back at once. So while a fault passes (presence.Passing) the
+// or fail as a whole (design D14), and a failed one comes back at once. So while a fault passes (fault.Passing) the
 // batch waits here and tries again. An event that can never succeed is logged as dead and goes to the queue's -rejected
 // queue, once everything else of the batch is done, so that what is delivered again is not rejected twice. When the
 // time is over, which comes sooner where only a part of the batch fails (retry.Limit), the batch fails: all of it is delivered again, and what was done already changes nothing.
@@ -209,7 +210,7 @@ func (w *Worker) apply(ctx context.Context, it *item) {
 			it.fault = fmt.Errorf("panicked: %v", p)
 			w.log.ErrorContext(ctx, "applying an event panicked", "event_id", it.event.ID, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
-		if it.fault != nil && (it.panics == maxPanics || !presence.Passing(it.fault)) {
+		if it.fault != nil && (it.panics == maxPanics || !fault.Passing(it.fault)) {
 			it.poison, it.fault, it.ended = it.fault, nil, time.Now()
 		}
 	}()
@@ -251,14 +252,14 @@ func (w *Worker) logEnded(ctx context.Context, items []*item) error {
 		}
 	}
 	err := w.write(ctx, ended)
-	if err == nil || presence.Passing(err) {
+	if err == nil || fault.Passing(err) {
 		return err
 	}
 	for _, it := range ended { // which of them is it?
 		err := w.write(ctx, []*item{it})
 		switch {
 		case err == nil:
-		case presence.Passing(err):
+		case fault.Passing(err):
 			return err
 		default:
 			it.logged, it.poison = true, errors.Join(it.poison, err)
@@ -323,7 +324,7 @@ func (it *item) update() (eventlog.Update, bool) {
 
 // faultText is what the log says of a fault: its message for callers, not what is behind it.
 func faultText(err error) string {
-	var e *presence.Error
+	var e *fault.Error
 	if errors.As(err, &e) {
 		return e.Message
 	}
@@ -340,7 +341,7 @@ func (w *Worker) Replay(ctx context.Context, id string) error {
 	}
 	to, ok := w.to.Of(record.Event)
 	if !ok {
-		return &presence.Error{Kind: presence.Conflict, Message: "no pattern of EXPIRATION_ROUTES matches the key of this event"}
+		return &fault.Error{Kind: fault.Conflict, Message: "no pattern of EXPIRATION_ROUTES matches the key of this event"}
 	}
 	n := record.LastReplay() + 1
 	m, err := w.codec.Encode(record.Event, n)
@@ -350,7 +351,7 @@ func (w *Worker) Replay(ctx context.Context, id string) error {
 	// Its time is that before the send: a worker may have the message before the send returns.
 	step := eventlog.Step{Status: eventlog.Queued, At: time.Now(), Detail: fmt.Sprintf("replay %d", n), Attempt: eventlog.Attempt{Replay: n}}
 	if err := w.sender.Send(ctx, to, []queue.Message{m}); err != nil {
-		return &presence.Error{Kind: presence.Unavailable, Message: "the queue cannot be reached: try again", Err: fmt.Errorf("send event %s again: %w", id, err)}
+		return &fault.Error{Kind: fault.Unavailable, Message: "the queue cannot be reached: try again", Err: fmt.Errorf("send event %s again: %w", id, err)}
 	}
 	if err := w.events.Write(ctx, []eventlog.Update{{Event: record.Event, Steps: []eventlog.Step{step}}}); err != nil {
 		return fmt.Errorf("log the replay of event %s: %w", id, err)

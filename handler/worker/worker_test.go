@@ -16,6 +16,7 @@ import (
 
 	"userconnectivity/handler/eventlog"
 	"userconnectivity/handler/eventlog/eventlogtest"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 	"userconnectivity/handler/queue"
 	"userconnectivity/handler/sqlitestore"
@@ -171,7 +172,7 @@ func TestReplayOfAnExpiredKey(t *testing.T) {
 		t.Error(got)
 	}
 	id = logged("lock:7")
-	if err := b.work.Replay(t.Context(), id); presence.KindOf(err) != presence.Conflict || !strings.Contains(err.Error(), "EXPIRATION_ROUTES") {
+	if err := b.work.Replay(t.Context(), id); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "EXPIRATION_ROUTES") {
 		t.Errorf("without a route: %v", err)
 	}
 	if got := b.history(id); len(b.sent) != 1 || got != "detected/0.0 queued/0.0" {
@@ -281,7 +282,7 @@ func TestPassingFault(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	good, unlucky := eventlogtest.Online("ann", 1), eventlogtest.Online("bob", 2)
-	fault := &presence.Error{Kind: presence.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")}
+	fault := &fault.Error{Kind: fault.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")}
 	tries := map[string]int{}
 	b.apply = func(e presence.Event) error {
 		b.mu.Lock()
@@ -320,7 +321,7 @@ func TestPassingFault(t *testing.T) {
 func TestFaultThatOutlivesTheBatch(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]error{
-		"known to pass": &presence.Error{Kind: presence.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")},
+		"known to pass": &fault.Error{Kind: fault.Unavailable, Message: "the users store is throttled", Err: errors.New("connection string")},
 		"foreign":       errors.New("403: the identity of this app has no role in the account"),
 	} {
 		for _, count := range []int{1, maxDelivery, maxDelivery + 7} {
@@ -367,8 +368,8 @@ func TestFaultThatOutlivesTheBatch(t *testing.T) {
 // refusal is a sink's answer to what it will never take.
 type refusal struct{}
 
-func (refusal) Error() string            { return "nested too deep (400)" }
-func (refusal) ErrorKind() presence.Kind { return presence.Invalid }
+func (refusal) Error() string         { return "nested too deep (400)" }
+func (refusal) ErrorKind() fault.Kind { return fault.Invalid }
 
 // TestSinkRefusesOneEvent: an event that the log or the users record refuses for good is set aside with its reason, the
 // others of its batch are done.
@@ -655,7 +656,7 @@ func TestReplays(t *testing.T) {
 	}
 	b.sendFault = errors.New("no broker: password")
 	err := b.work.Replay(t.Context(), e.ID)
-	if presence.KindOf(err) != presence.Unavailable || !errors.Is(err, b.sendFault) {
+	if fault.KindOf(err) != fault.Unavailable || !errors.Is(err, b.sendFault) {
 		t.Errorf("without a queue: %v", err)
 	}
 	if got := b.history(e.ID); got != want {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"userconnectivity/handler/eventlog"
+	"userconnectivity/handler/fault"
 	"userconnectivity/handler/presence"
 )
 
@@ -127,8 +128,8 @@ func laterRecord(t *testing.T, s Store, records Records) {
 	for _, e := range []presence.Event{Offline("ada", 6), started} {
 		applied, err := s.Apply(t.Context(), e)
 		wantError(t, "a newer event", err, eventlog.ErrLater)
-		if applied || !presence.Passing(err) {
-			t.Errorf("applied %v; the error %v passes: %v", applied, err, presence.Passing(err))
+		if applied || !fault.Passing(err) {
+			t.Errorf("applied %v; the error %v passes: %v", applied, err, fault.Passing(err))
 		}
 	}
 	if diff := cmp.Diff(object(t, text), object(t, records.Text(t, "ada"))); diff != "" {

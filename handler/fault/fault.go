@@ -1,4 +1,5 @@
-package presence
+// Package fault is the errors that cross packages: who has to act on one, whether it passes, and what may be shown.
+package fault
 
 import (
 	"errors"
