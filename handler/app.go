@@ -244,14 +244,14 @@ func (a *app) newTraces() *telemetry.Traces {
 func (a *app) subscribe(ctx context.Context) {
 	s := redisconn.Subscriber{Maintenance: func(text string) { a.breaker.Notify(maintenance.Parse(text, time.Now())) }}
 	if a.cfg.Listener {
-		s.Expired = a.listener.Ring
+		s.Expired = a.listener.KeyExpired
 	} else if !a.maySubscribe(ctx) {
 		return
 	}
 	var down atomic.Bool
 	s.Subscribed = func() {
 		if a.cfg.Listener {
-			a.listener.RingAll()
+			a.listener.WakeAll()
 		}
 		if a.redis.Subscription() == nil && down.CompareAndSwap(true, false) {
 			a.log.InfoContext(ctx, "the Redis subscription stands again")

@@ -71,7 +71,7 @@ type Store struct {
 
 	tickets atomic.Uint64
 	waiting atomic.Int64 // items in the room
-	bell    chan struct{}
+	wake    chan struct{}
 
 	mu        sync.Mutex
 	room      *room
@@ -92,7 +92,7 @@ func New(next store, away func() Away, cfg Config) *Store {
 	}
 	return &Store{
 		next: next, heartbeats: next.Heartbeats, leaves: next.Leaves, away: away, log: cfg.Log,
-		bell: make(chan struct{}, 1), room: newRoom(cfg.MaxSessions, cfg.MaxBytes),
+		wake: make(chan struct{}, 1), room: newRoom(cfg.MaxSessions, cfg.MaxBytes),
 	}
 }
 
@@ -235,7 +235,7 @@ func keep[In any](s *Store, ticket uint64, in []In, asItem func(In) item, retryA
 	s.mu.Unlock()
 	if first {
 		select {
-		case s.bell <- struct{}{}:
+		case s.wake <- struct{}{}:
 		default:
 		}
 		s.log.Info("heartbeats and leaves are kept until Redis is back")
@@ -249,7 +249,7 @@ func (s *Store) Run(ctx context.Context) {
 		if s.waiting.Load() == 0 {
 			select {
 			case <-ctx.Done():
-			case <-s.bell:
+			case <-s.wake:
 			}
 			continue
 		}

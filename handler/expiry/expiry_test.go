@@ -42,7 +42,7 @@ type bench struct {
 	store  *redisstore.Store
 	events *sqlitestore.Store
 	log    *testkit.Output
-	// subscriptions counts those that came to stand: what expired before one rang no bell.
+	// subscriptions counts those that came to stand: what expired before one woke nobody.
 	subscriptions atomic.Int64
 
 	mu      sync.Mutex
@@ -100,10 +100,10 @@ func (b *bench) listen(consumer string) (l *expiry.Listener, stop func()) {
 	})
 	wg.Go(func() {
 		subscribed := func() {
-			l.RingAll()
+			l.WakeAll()
 			b.subscriptions.Add(1)
 		}
-		client.Subscribe(ctx, redisconn.Subscriber{Subscribed: subscribed, Expired: l.Ring}, func(error) {})
+		client.Subscribe(ctx, redisconn.Subscriber{Subscribed: subscribed, Expired: l.KeyExpired}, func(error) {})
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -210,9 +210,9 @@ func (b *bench) beat(user string, ttl time.Duration) {
 	}
 }
 
-// ringBell lets a lease expire that no session has. (That of a session may be removed by its claim before Redis
-// gets to it, and then rings no bell.)
-func (b *bench) ringBell() {
+// expireLease lets a lease expire that no session has. (That of a session may be removed by its claim before Redis
+// gets to it, and then no event comes.)
+func (b *bench) expireLease() {
 	b.t.Helper()
 	if err := b.raw.Set(b.t.Context(), b.key(0, "lease/nobody/default"), 1, time.Millisecond).Err(); err != nil {
 		b.t.Fatal(err)
@@ -307,8 +307,8 @@ func TestFromBeatToQueueAndLog(t *testing.T) {
 	if off.ID != presence.EventID("ann", presence.DefaultSession, presence.UserOffline, events[0].Epoch) || off.DetectedAt.Before(off.Deadline) || off.Epoch <= events[0].Epoch {
 		t.Errorf("%+v after %+v", off, events[0])
 	}
-	b.ringBell()
-	b.until("the bell rings", func() bool { return l.State().Rings > 0 })
+	b.expireLease()
+	b.until("an expired event came in", func() bool { return l.State().ExpiredEvents > 0 })
 	b.until("the state shows it all", func() bool {
 		s := l.State()
 		return s.Running && s.Claimed == 1 && s.Relayed == 2 && s.Outbox == 0 && s.Sweeps > 0 && s.Notifications == redisconn.NotificationsOn
@@ -524,8 +524,8 @@ func TestNotificationsAreSwitchedOn(t *testing.T) {
 	if got := flags["notify-keyspace-events"]; err != nil || !strings.Contains(got, "E") || !strings.Contains(got, "x") {
 		t.Errorf("notify-keyspace-events is %q, %v", got, err)
 	}
-	b.ringBell()
-	b.until("the bell rings", func() bool { return l.State().Rings > 0 })
+	b.expireLease()
+	b.until("an expired event came in", func() bool { return l.State().ExpiredEvents > 0 })
 	// What stands again after a fault may be another server: it is asked at once, not when its turn comes.
 	if err := b.raw.ConfigSet(t.Context(), "notify-keyspace-events", "").Err(); err != nil {
 		t.Fatal(err)
@@ -555,7 +555,7 @@ func TestWithoutNotifications(t *testing.T) {
 		t.Errorf("events %s", got)
 	}
 	b.until("the state tells of it", func() bool { return l.State().NotificationsDetail != "" })
-	if s := l.State(); s.Rings != 0 || s.Notifications == redisconn.NotificationsOn || !strings.Contains(s.NotificationsDetail, "notify-keyspace-events") {
+	if s := l.State(); s.ExpiredEvents != 0 || s.Notifications == redisconn.NotificationsOn || !strings.Contains(s.NotificationsDetail, "notify-keyspace-events") {
 		t.Errorf("%+v", s)
 	}
 }
@@ -631,9 +631,9 @@ func TestRedisGoesAway(t *testing.T) {
 		t.Errorf("an outage is one line at its begin and one at its end: %s", b.log)
 	}
 	b.until("the subscription stands again", func() bool { return b.subscriptions.Load() > subscriptions })
-	rings := l.State().Rings
-	b.ringBell()
-	b.until("the bell rings again", func() bool { return l.State().Rings > rings })
+	before := l.State().ExpiredEvents
+	b.expireLease()
+	b.until("an expired event came in again", func() bool { return l.State().ExpiredEvents > before })
 }
 
 // TestNothingIsLeftRunning runs alone: it looks at every goroutine of the process.

@@ -36,8 +36,8 @@ type foreignKey struct {
 	at   time.Time
 }
 
-// ringForeign takes in a key that is no lease of ours. It never waits: what there is no room for is dropped.
-func (l *Listener) ringForeign(key string) {
+// foreignExpired takes in a key that is no lease of ours. It never waits: what there is no room for is dropped.
+func (l *Listener) foreignExpired(key string) {
 	if l.relay.to.Routes == "" || l.store.Ours(key) {
 		return
 	}

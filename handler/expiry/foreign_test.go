@@ -91,7 +91,7 @@ func (b *bench) listenTo(consumer string, q *queues, routes string) (l *expiry.L
 	var wg sync.WaitGroup
 	wg.Go(func() { l.Run(ctx) })
 	wg.Go(func() {
-		client.Subscribe(ctx, redisconn.Subscriber{Expired: l.Ring, Subscribed: func() { l.RingAll(); stood() }}, func(error) {})
+		client.Subscribe(ctx, redisconn.Subscriber{Expired: l.KeyExpired, Subscribed: func() { l.WakeAll(); stood() }}, func(error) {})
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -165,8 +165,8 @@ func TestForeignKeys(t *testing.T) {
 
 	all := int64(len(carts) + len(locks) + len(rest))
 	b.until("both have heard of all", func() bool { f := heard(one, two); return f.Claimed+f.NotHolder == 2*all && f.Dropped == 2 })
-	if one.State().Rings == 0 || two.State().Rings == 0 {
-		t.Error("our own lease rang no bell")
+	if one.State().ExpiredEvents == 0 || two.State().ExpiredEvents == 0 {
+		t.Error("our own lease woke nobody")
 	}
 	b.until("all is acknowledged", func() bool { return q.count("events-topic") == 2 && b.waiting(t.Context()) == 0 })
 	if f := heard(one, two); f.Claimed != all {
@@ -344,7 +344,7 @@ func TestRouteIsGone(t *testing.T) {
 	}
 }
 
-// TestForeignKeysAreBounded: what is too much is dropped and counted, and the ring does not wait.
+// TestForeignKeysAreBounded: what is too much is dropped and counted, and the caller does not wait.
 func TestForeignKeysAreBounded(t *testing.T) {
 	t.Parallel()
 	b, q := setup(t), newQueues()
@@ -354,11 +354,11 @@ func TestForeignKeysAreBounded(t *testing.T) {
 	l := expiry.NewListener(client, store, expiry.NewRelay(store.Outbox("one"), partitions, q, b, codec, to, log), log)
 	const room, more = 10_000, 7
 	for i := range room + more {
-		l.Ring(fmt.Sprint("k", i))
+		l.KeyExpired(fmt.Sprint("k", i))
 	}
-	l.Ring("")
-	l.Ring(b.prefix + "{p0}/listener")
-	l.Ring(b.prefix + "/partitions")
+	l.KeyExpired("")
+	l.KeyExpired(b.prefix + "{p0}/listener")
+	l.KeyExpired(b.prefix + "/partitions")
 	if f := l.State().Foreign; f != (expiry.Foreign{Dropped: more + 1}) {
 		t.Errorf("%+v", f)
 	}
@@ -369,7 +369,7 @@ func TestWithoutRoutes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l, _ := b.listen("one")
-	l.Ring("k")
+	l.KeyExpired("k")
 	b.beat("ann", time.Second)
 	b.settled(2)
 	if f := l.State().Foreign; f != (expiry.Foreign{}) {

@@ -70,11 +70,11 @@ func newLane(steps int) *lane {
 	return l
 }
 
-// ring tells a step that there may be something to do.
-func (l *lane) ring(step int) {
+// wake tells a step that there may be something to do.
+func (l *lane) wake(step int) {
 	select {
 	case l.bells[step] <- struct{}{}:
-	default: // one ring waits already
+	default: // it is awake already
 	}
 }
 

@@ -31,7 +31,7 @@ func (l *Listener) Collect(ch chan<- prometheus.Metric) {
 	l.lateness.Collect(ch)
 	metrics.Gauge(ch, "listener_notifications_on", "1 when Redis publishes expired events, 0 when it does not or does not say.",
 		metrics.Bool(s.Notifications == redisconn.NotificationsOn))
-	metrics.Counter(ch, "listener_rings_total", "Expired events of Redis that woke the sweep.", s.Rings)
+	metrics.Counter(ch, "listener_expired_events_total", "Expired events of Redis that woke the sweep.", s.ExpiredEvents)
 	metrics.Gauge(ch, "listener_outbox_events", "Events that wait to be sent, by the last sweep.", float64(s.Outbox))
 	metrics.Gauge(ch, "listener_outbox_oldest_age_seconds", "How long the oldest of them has waited.", s.Oldest.Seconds())
 	metrics.Counter(ch, "listener_relayed_total", "Events that were sent and logged.", s.Relayed)

@@ -5,9 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"time"
 
@@ -128,10 +126,10 @@ func (s slots) take(ctx context.Context) (done func(), err error) {
 	}, nil
 }
 
-// ring tells that a partition's outbox may hold something.
-func (r *Relay) ring(partition int) { r.lanes[partition].ring(0) }
+// wake tells that a partition's outbox may hold something.
+func (r *Relay) wake(partition int) { r.lanes[partition].wake(0) }
 
-// loop relays what the rings announce, each step of each partition by itself.
+// loop relays what wakes it, each step of each partition by itself.
 func (r *Relay) loop(ctx context.Context) {
 	var all sync.WaitGroup
 	for p := range r.lanes {
@@ -142,17 +140,17 @@ func (r *Relay) loop(ctx context.Context) {
 	all.Wait()
 }
 
-// tend does one step of one partition at each ring, and by itself after a fault.
+// tend does one step of one partition whenever it is woken, and by itself after a fault.
 func (r *Relay) tend(ctx context.Context, at place) {
 	l := r.lanes[at.partition]
 	backoff := retryWait
 	if at.step > 0 {
-		l.ring(at.step) // what a run before has left; the sweep rings for the first step
+		l.wake(at.step) // what a run before has left; the sweep wakes the first step
 	}
 	for ctx.Err() == nil {
 		var again <-chan time.Time
 		if at.step == 0 && l.hasNewer() {
-			again = time.After(takeOverEvery) // whether they still wait; an empty outbox rings no more
+			again = time.After(takeOverEvery) // whether they still wait; an empty outbox wakes nobody
 		}
 		select {
 		case <-ctx.Done():
@@ -169,7 +167,7 @@ func (r *Relay) tend(ctx context.Context, at place) {
 		l.failed[at.step] = true
 		sleep(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
-		l.ring(at.step)
+		l.wake(at.step)
 	}
 }
 
@@ -224,7 +222,7 @@ func (r *Relay) advance(ctx context.Context, at place) (more bool, err error) {
 func (r *Relay) settle(l *lane, step int, items []*item) {
 	released, room := l.settle(step, items)
 	if step+1 < len(r.steps) {
-		l.ring(step + 1)
+		l.wake(step + 1)
 	}
 	if len(released) > 0 {
 		r.mu.Lock()
@@ -238,7 +236,7 @@ func (r *Relay) settle(l *lane, step int, items []*item) {
 		r.mu.Unlock()
 	}
 	if room {
-		l.ring(0)
+		l.wake(0)
 	}
 }
 
@@ -263,7 +261,7 @@ func (r *Relay) fill(ctx context.Context, l *lane, p int) ([]*item, error) {
 }
 
 // keep tells the other relays now and then that this one still has in hand what waits long, as for the log. One whose
-// outbox is empty has nothing to keep and nothing to inherit: nobody rings.
+// outbox is empty has nothing to keep and nothing to inherit: nobody wakes it.
 func (r *Relay) keep(ctx context.Context, l *lane, p int) error {
 	now := time.Now()
 	if now.Before(l.due) {
@@ -359,85 +357,4 @@ func (r *Relay) note(ctx context.Context, at place, err error) {
 	case before > 0 && now == 0:
 		r.log.InfoContext(ctx, "events are relayed again")
 	}
-}
-
-// RelayState is what the relay of this process did since it began, and how it is.
-type RelayState struct {
-	// Relayed counts the events that were sent, logged and acknowledged.
-	Relayed int64
-	// Fault is what fails, "" for nothing.
-	Fault string
-	// Sent is how many events were sent and are not yet logged and acknowledged: they are sent again after a restart, with
-	// the same ids.
-	Sent int
-	// Newer is how many entries of a later version are pending, as far as this process knows. A process of that version
-	// takes them over.
-	Newer int
-	// QueueRefused and LogRefused count the events that the queue or the log refused for good. The first are logged as
-	// dead with the reason, the others were sent; a copy of each is in the quarantine stream. Refusal is the last reason.
-	QueueRefused, LogRefused int64
-	Refusal                  string
-	// Quarantined counts what was put in the quarantine stream: these, and what could not be read.
-	Quarantined int64
-}
-
-// State returns what the relay did and how it is.
-func (r *Relay) State() RelayState {
-	var s RelayState
-	s.Relayed, s.Fault = r.progress()
-	for _, l := range r.lanes {
-		sent, newer := l.counts()
-		s.Sent += sent
-		s.Newer += newer
-	}
-	s.Quarantined = r.outbox.Quarantined()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s.QueueRefused, s.LogRefused, s.Refusal = r.refused.byQueue, r.refused.byLog, r.refused.last
-	return s
-}
-
-// Warnings says what of the relay somebody has to know or mend.
-func (l *Listener) Warnings() []string {
-	var warnings []string
-	s := l.relay.State()
-	if s.Sent > 0 && s.Fault != "" {
-		warnings = append(warnings, fmt.Sprintf("%d events were sent and wait to be logged; they stay in the outbox until then, and at most %d are sent so", s.Sent, l.relay.limits.processEvents))
-	}
-	if s.Newer > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox have a form that this version does not know; they wait for a process of the version that wrote them: "+
-			"finish the roll-out, or go forward to that version again", s.Newer))
-	}
-	if n := s.QueueRefused + s.LogRefused; n > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d events were refused for good since this process began, %d by the queue (logged as dead) and %d by the event log (sent all the same); "+
-			"the last: %s. Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n, s.QueueRefused, s.LogRefused, s.Refusal))
-	}
-	if n := s.Quarantined - s.QueueRefused - s.LogRefused; n > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d entries of the outbox could not be read, in whole or in part, since this process began: somebody else writes to this Redis. "+
-			"Copies are in the quarantine stream: redis-cli --scan --pattern '*quarantine'", n))
-	}
-	return warnings
-}
-
-// progress returns how many events were relayed, and what fails, "" for nothing.
-func (r *Relay) progress() (relayed int64, fault string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if failed := slices.SortedFunc(maps.Keys(r.faults), place.compare); len(failed) > 0 {
-		partitions := map[int]bool{}
-		for _, at := range failed {
-			partitions[at.partition] = true
-		}
-		fault = fmt.Sprintf("partition %d: %s", failed[0].partition, r.faults[failed[0]])
-		if more := len(partitions) - 1; more > 0 {
-			fault += fmt.Sprintf(" (and %d more of %d partitions)", more, len(r.lanes))
-		}
-		return r.relayed, fault
-	}
-	for _, to := range slices.Sorted(maps.Keys(r.failing)) {
-		if f := r.failing[to]; time.Since(f.at) < routeMemory {
-			return r.relayed, fmt.Sprintf("send to %s: %s", to, f.fault)
-		}
-	}
-	return r.relayed, ""
 }

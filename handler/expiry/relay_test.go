@@ -29,7 +29,7 @@ import (
 	"userconnectivity/handler/redisstore"
 )
 
-// relayRig is a relay on a real Redis, without a listener: the test rings.
+// relayRig is a relay on a real Redis, without a listener: the test wakes it.
 type relayRig struct {
 	t          *testing.T
 	server     *testkit.Redis
@@ -105,12 +105,12 @@ func (r *relayRig) user(partition int, name string) string {
 	}
 }
 
-// beat brings a new user of each of the partitions online, and rings.
+// beat brings a new user of each of the partitions online, and wakes the relay.
 func (r *relayRig) beat(name string, partitions ...int) {
 	r.t.Helper()
 	r.online(name, partitions...)
 	for _, p := range partitions {
-		r.relay.ring(p)
+		r.relay.wake(p)
 	}
 }
 
@@ -606,7 +606,7 @@ func TestAnswerIsLost(t *testing.T) {
 				r.beat("after", 0)
 			}
 			r.until("the answer is lost", func() bool {
-				r.relay.ring(0) // the takeover is not looked for at each ring
+				r.relay.wake(0) // the takeover is not looked for each time
 				return len(front.lost) == 1
 			})
 			r.until("the fault is told", func() bool { _, fault := r.relay.progress(); return fault != "" })

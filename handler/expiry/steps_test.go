@@ -23,7 +23,7 @@ func (r *relayRig) logAway() (back func()) {
 	return func() { r.writes(nil) }
 }
 
-// many brings so many new users of a partition online, in their order, and rings.
+// many brings so many new users of a partition online, in their order, and wakes the relay.
 func (r *relayRig) many(name string, partition, n int) {
 	r.t.Helper()
 	pipe := r.raw.Pipeline()
@@ -34,7 +34,7 @@ func (r *relayRig) many(name string, partition, n int) {
 	if _, err := pipe.Exec(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
-	r.relay.ring(partition)
+	r.relay.wake(partition)
 }
 
 // inLog names the users whose events the log took, in its order.
@@ -146,7 +146,7 @@ func TestRestartWhileTheLogIsAway(t *testing.T) {
 	<-ended
 	r.relay = NewRelay(r.relay.outbox, 1, r, r, r.relay.codec, r.relay.to, r.relay.log)
 	r.run()
-	r.relay.ring(0)
+	r.relay.wake(0)
 	r.until("all are sent again", func() bool { return r.sentOf("a") == 1400 })
 	back()
 	r.until("all are relayed", func() bool { return r.waiting(0) == 0 })
@@ -170,7 +170,7 @@ func TestOthersLeaveWhatIsInHand(t *testing.T) {
 	}
 	r.until("time goes by", func() bool { return idle(func(d time.Duration) bool { return d > takeOverEvery/2 }) })
 	r.until("the relay says that it has them", func() bool {
-		r.relay.ring(0) // as the sweep does each tick
+		r.relay.wake(0) // as the sweep does each tick
 		return idle(func(d time.Duration) bool { return d < takeOverEvery/2 })
 	})
 }
@@ -245,7 +245,7 @@ func TestNewerEntriesWait(t *testing.T) {
 	var claims atomic.Int64
 	began := time.Now()
 	r.until("several passes went by", func() bool {
-		r.relay.ring(0)
+		r.relay.wake(0)
 		stats := r.raw.Info(t.Context(), "commandstats").Val()
 		_, passes, _ := strings.Cut(stats, "cmdstat_xpending:calls=")
 		_, text, _ := strings.Cut(stats, "cmdstat_xclaim:calls=")
@@ -269,5 +269,5 @@ func TestNewerEntriesWait(t *testing.T) {
 		r.raw.XAck(t.Context(), r.outbox(0), relayGroup, m.ID)
 		r.raw.XDel(t.Context(), r.outbox(0), m.ID)
 	}
-	r.until("they are counted no more, without a ring", func() bool { return r.relay.State().Newer == 0 })
+	r.until("they are counted no more, without being woken", func() bool { return r.relay.State().Newer == 0 })
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -33,64 +31,6 @@ type watchdog struct {
 	stuck           atomic.Pointer[string] // the loop that hangs, nil for none
 	made            time.Time
 	lookEvery       time.Duration
-}
-
-// Run sweeps and relays until ctx ends; then it returns nil. No fault of Redis, of the queue or of the event log ends
-// it. A loop that panics goes on, and when one has not turned for stuckLooks looks all are begun anew. Where that does
-// not help, because the loop does not end, Run returns ErrStuck.
-func (l *Listener) Run(ctx context.Context) error {
-	why := ""
-	for ctx.Err() == nil {
-		run, cancel := context.WithCancel(ctx)
-		ended := l.begin(run, why)
-		why = l.watch(run, ended)
-		cancel()
-		patience := time.NewTimer(endLooks * l.watchdog.lookEvery)
-		select {
-		case <-ended:
-			patience.Stop()
-		case <-patience.C:
-			l.watchdog.running.Store(false)
-			return fmt.Errorf("%w: %s", ErrStuck, why)
-		}
-	}
-	l.watchdog.running.Store(false)
-	l.mu.Lock()
-	l.state.Running = false
-	l.mu.Unlock()
-	return nil
-}
-
-// begin starts the loops and returns a channel that is closed when all have ended, after run. why says which loop hung
-// before, "" at the start.
-func (l *Listener) begin(run context.Context, why string) <-chan struct{} {
-	l.watchdog.running.Store(true)
-	l.mu.Lock()
-	l.state.Running, l.state.Started = true, time.Now()
-	l.mu.Unlock()
-	var g errgroup.Group
-	loops := map[string]func(context.Context){"sweep": l.sweepLoop, "relay": l.relay.loop, "settings": l.settingsLoop}
-	if l.relay.to.Routes != "" {
-		loops["foreign keys"] = l.foreignLoop
-	}
-	for name, loop := range loops {
-		g.Go(func() error {
-			l.guard(run, name, loop)
-			return nil
-		})
-	}
-	if why != "" {
-		g.Go(func() error { // the watchdog itself must not wait for whoever reads the log
-			l.log.ErrorContext(run, "a loop of the listener hung: all were begun anew", "loop", why)
-			return nil
-		})
-	}
-	ended := make(chan struct{})
-	go func() { // ends with the loops
-		defer close(ended)
-		_ = g.Wait() // the loops return nothing
-	}()
-	return ended
 }
 
 // watch looks at the loops until run is done, or one of them is stuck, whose name it returns. It counts looks and does

@@ -25,7 +25,7 @@
 //
 // and the offline event that follows when the beats stop:
 //
-//	expiry/listener.go                  the deadline or an expired event wakes the sweep
+//	expiry/sweep.go                     the deadline or an expired event wakes it: what is due?
 //	redisstore/claim.go, lua/claim.lua  takes the session and writes the event to the outbox
 //	expiry/relay.go, steps.go           outbox -> queue -> event log -> acknowledge
 //	triggers/connectivity_worker.go     queue -> worker

@@ -43,7 +43,7 @@ const (
 )
 
 // EnsureNotifications checks that Redis publishes expired events, on a cluster each primary, and switches it on where
-// the server allows. Expired events are only a doorbell: without them the sweep still wakes for each deadline
+// the server allows. Expired events only wake the sweep: without them the sweep still wakes for each deadline
 // (design D1).
 func (c *Client) EnsureNotifications(ctx context.Context) (Notifications, error) {
 	client, err := c.Connect(ctx)
