@@ -70,8 +70,8 @@ type app struct {
 	listener *expiry.Listener
 	worker   *worker.Worker
 	router   http.Handler
-	// trackers are the ways in of heartbeats, by their names in the metrics.
-	trackers map[string]*presence.Tracker
+	// trackers are those of heartbeats over HTTP and over the queue.
+	trackers metrics.Heartbeats
 	// requests, sent and logged measure the ways in and out, and census the whole state; metrics has all numbers.
 	requests *metrics.HTTP
 	sent     *queue.Meter
@@ -113,7 +113,7 @@ func build(cfg config.Config, wrong config.Problems, log *slog.Logger) *app {
 	// a cluster are away, and others are not, the beats of theirs are, as nobody else's may wait behind them.
 	away := func() bool { _, all := a.breaker.Open(""); return all }
 	queued := presence.NewTracker(a.deferred.Unless(away), a.logged, cfg.SessionTTL)
-	a.trackers = map[string]*presence.Tracker{overHTTP: tracker, overQueue: queued}
+	a.trackers = metrics.Heartbeats{metrics.OverHTTP: tracker, metrics.OverQueue: queued}
 	to := queue.Destinations{Events: cfg.EventsQueue, Routes: cfg.ExpirationRoutes}
 	relay := expiry.NewRelay(a.store.Outbox(cfg.App+"/"+cfg.Instance), cfg.Partitions, a.sent, a.traces.Detected(a.logged), codec, to, log)
 	a.listener = expiry.NewListener(a.redis, a.store, relay, log)

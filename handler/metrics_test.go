@@ -215,7 +215,7 @@ func TestMetrics(t *testing.T) {
 	s.must(200, "POST", "/api/heartbeats", map[string]any{"heartbeats": []any{map[string]any{"user": "secret-bob"}, map[string]any{"user": "b b"}, map[string]any{"user": "secret-ann"}}})
 	s.must(204, "POST", "/api/leave", map[string]any{"user": "secret-bob"})
 	s.must(204, "POST", "/api/leaves", map[string]any{"leaves": []any{map[string]any{"user": "secret-bob"}, map[string]any{"user": "secret-nobody"}}})
-	if _, err := s.trackers[overQueue].Heartbeat(t.Context(), presence.Beat{User: "secret-cid", Session: "s", At: time.Now()}); err != nil {
+	if _, err := s.trackers[metrics.OverQueue].Heartbeat(t.Context(), presence.Beat{User: "secret-cid", Session: "s", At: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	publish("NotificationType|NodeMaintenanceScheduled|StartTimeInUTC|2099-01-01T00:00:00|IsReplica|False|IPAddress||SSLPort|15001|NonSSLPort|13001")

@@ -1,5 +1,5 @@
 // Package metrics gives the numbers of this process to Prometheus. Each part is a collector of its own numbers; here
-// are only what they share and the requests over HTTP.
+// are only what they share, the requests over HTTP, and the heartbeats, whose own package knows no Prometheus.
 package metrics
 
 import (
