@@ -22,5 +22,6 @@
 //	condition.go     Client.Memory, Client.CheckWrites: whether a server is full, evicts or refuses writes
 //	budget.go        Budget: connections of all processes against the server's limit
 //	endpoint.go      Endpoint: which Redis, and who we are there
+//	metrics.go       Client.Collector: the numbers of the connection for Prometheus
 //	errors.go        Unavailable, Cause, Code: what each fault and each refusal means, with its cure
 package redisconn
