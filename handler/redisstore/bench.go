@@ -15,8 +15,8 @@ type ScriptCall struct {
 
 // The texts of two scripts, put together once.
 var (
-	renewText     = clockLua + renewLua
-	heartbeatText = clockLua + partitionLua + stateLua + heartbeatLua
+	renewText     = renewPrelude + renewLua
+	heartbeatText = statePrelude + heartbeatLua
 )
 
 // RenewCall returns the call of the script that renews live sessions, for beats of users of any partitions.

@@ -25,7 +25,7 @@ var (
 	reasonForm  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z-]{0,31}$`) })
 )
 
-// unpack reads an outbox entry; lua/state.lua has its form, lua/key_expired.lua that of version 2. It returns errNewer
+// unpack reads an outbox entry; lua/record.lua has its form, lua/key_expired.lua that of version 2. It returns errNewer
 // for a version, a type or a reason that it does not know. Lines after those that it knows, and parts of a session after
 // those, are left to the versions that know them.
 func unpack(packed string) (Entry, error) {

@@ -58,7 +58,7 @@ func hash(src string) string {
 // stillHashes are the names of the scripts with stillTime in front, by the names of those without.
 var stillHashes = func() map[string]string {
 	hashes := map[string]string{}
-	for _, src := range []string{clockLua + renewLua, clockLua + partitionLua + stateLua + heartbeatLua, clockLua + partitionLua + stateLua + leaveLua, clockLua + partitionLua + dueLua, clockLua + partitionLua + stateLua + claimLua, viewLua} {
+	for _, src := range []string{renewPrelude + renewLua, statePrelude + heartbeatLua, statePrelude + leaveLua, partitionPrelude + dueLua, statePrelude + claimLua, viewLua} {
 		hashes[hash(src)] = hash(stillTime + src)
 	}
 	return hashes

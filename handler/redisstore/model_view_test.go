@@ -11,7 +11,7 @@ import (
 )
 
 // viewLua tells what the scripts read in user records. KEYS from 5: user records. It returns JSON.
-var viewLua = clockLua + partitionLua + stateLua + `
+var viewLua = statePrelude + `
 local views = {}
 for i = 5, #KEYS do
   local u = load(KEYS[i])

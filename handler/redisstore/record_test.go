@@ -19,12 +19,12 @@ import (
 // parseScript tells what the scripts' parser makes of the records in KEYS from 5: a list of texts each, empty
 // when it refuses the record. The first text is epoch, since, last seen and groups; the others are the live
 // sessions: name, start, ttl, grace, due and meta.
-var parseScript = redis.NewScript(clockLua + partitionLua + stateLua + `
+var parseScript = redis.NewScript(statePrelude + `
 local function int(n) return string.format('%.0f', n) end
 local all = {}
 for i = 5, #KEYS do
   local texts = {}
-  local ok, u = pcall(parse, redis.call('GET', KEYS[i]))
+  local ok, u = pcall(parse, redis.call('GET', KEYS[i]), now)
   if ok and u then
     local seen = last_seen(u)
     texts[1] = table.concat({ int(u.epoch or 0), int(u.since), int(math.max(seen or 0, 0)), u.groups }, '\n')

@@ -6,6 +6,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+//go:embed lua/record.lua
+var recordLua string
+
 //go:embed lua/state.lua
 var stateLua string
 
@@ -33,14 +36,21 @@ var claimLua string
 //go:embed lua/key_expired.lua
 var keyExpiredLua string
 
+// What stands in front of the scripts.
+var (
+	renewPrelude     = clockLua + recordLua
+	partitionPrelude = clockLua + partitionLua
+	statePrelude     = partitionPrelude + recordLua + stateLua
+)
+
 // One script for each transition, and one for the usual heartbeat.
 var (
-	renewScript      = redis.NewScript(clockLua + renewLua)
-	heartbeatScript  = redis.NewScript(clockLua + partitionLua + stateLua + heartbeatLua)
-	leaveScript      = redis.NewScript(clockLua + partitionLua + stateLua + leaveLua)
-	dueScript        = redis.NewScript(clockLua + partitionLua + dueLua)
-	claimScript      = redis.NewScript(clockLua + partitionLua + stateLua + claimLua)
-	keyExpiredScript = redis.NewScript(clockLua + partitionLua + stateLua + keyExpiredLua)
+	renewScript      = redis.NewScript(renewPrelude + renewLua)
+	heartbeatScript  = redis.NewScript(statePrelude + heartbeatLua)
+	leaveScript      = redis.NewScript(statePrelude + leaveLua)
+	dueScript        = redis.NewScript(partitionPrelude + dueLua)
+	claimScript      = redis.NewScript(statePrelude + claimLua)
+	keyExpiredScript = redis.NewScript(statePrelude + keyExpiredLua)
 )
 
 // maxItems is how many beats, leaves or claims one script call takes, so that none blocks Redis for 10 ms

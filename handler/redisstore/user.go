@@ -112,7 +112,7 @@ func (s *Store) parseUsers(ids []string, gets []*redis.StringCmd) ([]*presence.U
 	return users, nil
 }
 
-// parseRecord reads a user record; lua/state.lua has its form.
+// parseRecord reads a user record; lua/record.lua has its form.
 func parseRecord(id, record string) (u presence.User, ok bool) {
 	lines := strings.Split(record, "\n")
 	head, ok := strings.CutPrefix(lines[0], "a")

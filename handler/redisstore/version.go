@@ -13,7 +13,7 @@ import (
 )
 
 // Two versions run side by side in every deploy. What a later version writes is no junk: it stays as it is and waits for
-// a process of that version, and everything else goes on. lua/state.lua says what a later version may do to a user
+// a process of that version, and everything else goes on. lua/record.lua says what a later version may do to a user
 // record; this file has the same rules for what is read in Go.
 
 // laterRecord reports whether a user record is one that only a later version may read and change: it begins with a letter

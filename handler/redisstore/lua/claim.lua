@@ -33,24 +33,21 @@ end
 -- What follows does the same for the usual candidate, the only session of a user without remembered ends, in about a
 -- third of the time: what can be is read and removed for all at once. It is what counts when many are due together.
 
-local SHORT = '^a(%d+)([^\n]*)\n%+(%-?%d*),?(%d*)$'
-local LONG = '^a(%d+)([^\n]*)\n%+(%-?%d*),(%d*),([^,]*),(%d*),(%d*),(%-?%d*),(%d*),([^\n]*)$'
-
 -- Written once, since Redis takes long to write a number.
-local NOW, LIFE = now .. '', '\n' .. (life or '') .. '\n' .. generation .. '\n'
+local NOW, GENERATION = now .. '', generation .. ''
 
 -- usual returns what a candidate's end writes, nil for one that claim must end: the user record, the time that it
 -- stays, and the event before and after its number.
 local function usual(raw, user, session, score)
   local name, start, grace, due, seq, meta = '', '', '', '', '', ''
-  local old, more, last, ttl = match(raw, SHORT)
-  if not old then old, more, last, ttl, name, start, grace, due, seq, meta = match(raw, LONG) end
+  local old, more, last, ttl = match(raw, END_SHORT)
+  if not old then old, more, last, ttl, name, start, grace, due, seq, meta = match(raw, END_LONG) end
   if not old or not life or (name == '' and 'default' or name) ~= session then return nil end
   -- Fields of a later version may follow meta.
   if meta ~= '' and (sub(meta, 1, 1) ~= '{' or find_text(meta, '},', 1, true)) then return nil end
   local seen, groups = '', ''
   if more ~= '' then
-    seen, groups = match(more, '^,%d*,(%d*),([^,]*)$')
+    seen, groups = match(more, END_HEAD)
     if not seen then return nil end
   end
   local at = old + (tonumber(last) or 0)
@@ -64,9 +61,9 @@ local function usual(raw, user, session, score)
   local ended = ''
   if at ~= now then ended = now - at end
   if start == '' then start = old else start = (old - start) .. '' end
-  local record = 'a' .. written .. ',' .. since .. ',' .. seen .. ',' .. groups .. '\n-' .. name .. ',' .. (at - epoch) .. ',' .. seq .. ',' .. ended
-  local before = '1\nuser.offline\n' .. user .. '\n' .. session .. '\n' .. written .. '\nexpired\n' .. start .. '\n' .. score .. '\n' .. NOW .. '\n' .. seen .. LIFE
-  return record, epoch + RECORD_MEMORY - now, before, '\n\n' .. groups .. '\n\n' .. meta
+  local record = write_ended(written, since, seen, groups, name, at - epoch, seq, ended)
+  local before = write_event('user.offline', user, session, written, 'expired', start, score, NOW, seen, life, GENERATION)
+  return record, epoch + RECORD_MEMORY - now, before, write_event_end('', groups, '', meta)
 end
 
 local users, members = {}, {}

@@ -14,10 +14,6 @@
 local call, try, match, sub, type, tonumber = redis.call, redis.pcall, string.match, string.sub, type, tonumber
 local LEASES, MOVED, PARTITIONS = ARGV[1] == '1', tonumber(ARGV[2]), tonumber(ARGV[3])
 
--- The record of a user with one live session, in the short form and in the long one; state.lua has both.
-local SHORT = '^(a(%d+)[^\n]*\n)%+(%-?%d*),?%d*$'
-local LONG = '^(a(%d+)[^\n]*\n)%+(%-?%d*),%d*,([^,]*),(%d*),%d*,%-?%d*,(%d*),([^\n]*)$'
-
 -- What the arguments of the beats say. Many have the same one, so each is read once.
 local beats = setmetatable({}, { __index = function(known, text)
   local at, ttl, session, grace, seq = match(text, '^(.-),(%d*),([^,]*),(%d*),(%d*)$')
@@ -26,8 +22,6 @@ local beats = setmetatable({}, { __index = function(known, text)
   b.due = b.instant + ((tonumber(ttl) or 45) + (tonumber(grace) or 0)) * 1000
   local left = b.due - clock
   b.late, b.left = left <= 0, left .. ''
-  b.short = b.session == '' and b.grace == ''
-  b.tail = b.ttl == '' and '' or ',' .. b.ttl
   b.name = b.session == '' and 'default' or b.session
   known[text] = b
   return b
@@ -38,12 +32,12 @@ local offset -- of the partition
 -- renew returns the record after a beat, and what is answered. It returns nothing where heartbeat.lua must do it.
 local function renew(raw, b)
   local start, last_seq, meta, seq = '', '', '', b.seq
-  local head, epoch, last = match(raw, SHORT)
+  local head, epoch, last = match(raw, RENEW_SHORT)
   if head then
     if b.session ~= '' then return nil end
   else
     local session
-    head, epoch, last, session, start, last_seq, meta = match(raw, LONG)
+    head, epoch, last, session, start, last_seq, meta = match(raw, RENEW_LONG)
     if session ~= b.session then return nil end
   end
   local instant = b.instant + offset - epoch -- as the record counts
@@ -53,12 +47,7 @@ local function renew(raw, b)
   elseif last_seq ~= '' and tonumber(seq) <= tonumber(last_seq) then
     return nil
   end
-  local record
-  if b.short and start == '' and seq == '' and meta == '' then
-    record = head .. '+' .. instant .. b.tail
-  else
-    record = head .. '+' .. instant .. ',' .. b.ttl .. ',' .. b.session .. ',' .. start .. ',' .. b.grace .. ',,' .. seq .. ',' .. meta
-  end
+  local record = write_renewed(head, instant, b.ttl, b.session, start, b.grace, seq, meta)
   if seq ~= '' then epoch = epoch .. ',' .. seq end
   return record, epoch
 end
