@@ -177,6 +177,15 @@ local function write_ended(epoch, since, seen, groups, session, last, seq, ended
   return 'a' .. epoch .. ',' .. since .. ',' .. seen .. ',' .. groups .. '\n-' .. session .. ',' .. last .. ',' .. seq .. ',' .. ended
 end
 
+-- write_sessions returns the live sessions as an event has them.
+local function write_sessions(live)
+  local sessions = {}
+  for i, s in ipairs(live) do
+    sessions[i] = s.name .. ',' .. s.start .. ',' .. s.ttl .. ',' .. s.grace
+  end
+  return table.concat(sessions, ' ')
+end
+
 -- An event's text is write_event, its number n, and write_event_end.
 local function write_event(type, user, session, epoch, reason, basis, deadline, detected_at, seen, life, generation)
   return '1\n' .. type .. '\n' .. user .. '\n' .. session .. '\n' .. epoch .. '\n' .. reason .. '\n' .. basis .. '\n' .. deadline ..

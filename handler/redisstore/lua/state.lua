@@ -90,15 +90,11 @@ end
 
 -- emit appends the event of the transition that was just saved to the outbox.
 local function emit(u, user, type, session, reason, basis, deadline, meta, trace)
-  local sessions = {}
-  for i, s in ipairs(u.live) do
-    sessions[i] = s.name .. ',' .. s.start .. ',' .. s.ttl .. ',' .. s.grace
-  end
   local n = redis.call('HINCRBY', META, 'n', 1)
   local seen = last_seen(u)
   redis.call('XADD', OUTBOX, '*', 'e',
     write_event(type, user, session, u.epoch, reason, basis, deadline or '', now, seen or '', life, generation) .. n ..
-    write_event_end(trace, u.groups, table.concat(sessions, ' '), meta))
+    write_event_end(trace, u.groups, write_sessions(u.live), meta))
 end
 
 -- finish ends a live session: record, index, lease, and exactly one event, in this order.
