@@ -3,7 +3,7 @@
 // HTTP, in batches and by a goroutine of their own: who makes a span never waits for a receiver.
 //
 // No span, error or log line has a user, a key or a header in it. Only ids of events, names of queues, types and
-// statuses are told, and of errors what a caller may see.
+// statuses are told, and of errors their kind.
 package telemetry
 
 import (
@@ -42,7 +42,7 @@ type Config struct {
 }
 
 const (
-	// maxWaiting bounds the spans that wait to be sent, about 1 KiB each; those beyond are dropped.
+	// maxWaiting bounds the spans that wait to be sent; those beyond are dropped.
 	maxWaiting = 8192
 	// sendEvery is how long a span waits at most until it is sent with others.
 	sendEvery = time.Second
