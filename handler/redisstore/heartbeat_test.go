@@ -267,3 +267,16 @@ func TestClaimsOfAllKinds(t *testing.T) {
 		t.Errorf("a claim that failed left %+v", u)
 	}
 }
+
+// TestJunkInPlaceOfTheOffset is read as none, and spoils no renewal of a call: not even those of its own partition.
+func TestJunkInPlaceOfTheOffset(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.beat(presence.Beat{User: "u", Session: "default"})
+	if err := b.raw.HSet(t.Context(), b.store.keys.in(0, "meta"), "offset", "junk").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if o := b.beat(presence.Beat{User: "u", Session: "default"}); o.Change != presence.ChangeRenewed {
+		t.Errorf("a beat was %+v", o)
+	}
+}
