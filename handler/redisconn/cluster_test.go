@@ -59,7 +59,7 @@ func testConnectionsToACluster(t *testing.T, cluster *testkit.Cluster) {
 	over := make(chan struct{})
 	for range 16 {
 		running.Go(func() error {
-			return until(over, func() error {
+			return testkit.Until(over, func() error {
 				_, err := store.add(t.Context(), names...)
 				return err
 			})
@@ -276,20 +276,5 @@ func TestTLSCluster(t *testing.T) {
 	listen(t, client, 3)
 	if _, n, _ := client.Server(); n != 2 {
 		t.Errorf("%d connections to a primary", n)
-	}
-}
-
-// until repeats do until over is closed, and once more then.
-func until(over <-chan struct{}, do func() error) error {
-	for {
-		last := false
-		select {
-		case <-over:
-			last = true
-		default:
-		}
-		if err := do(); err != nil || last {
-			return err
-		}
 	}
 }

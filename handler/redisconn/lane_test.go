@@ -43,6 +43,24 @@ func newHeld() *held {
 	return h
 }
 
+// stopDuringFlush stops the lane while a flush is under way, and lets that end once begun is closed: Stop waits for it.
+func (h *held) stopDuringFlush(t *testing.T, begun <-chan struct{}) {
+	t.Helper()
+	stopped := make(chan struct{})
+	go func() {
+		h.Stop(t.Context())
+		close(stopped)
+	}()
+	<-begun
+	select {
+	case <-stopped:
+		t.Error("it did not wait for the flush")
+	default:
+	}
+	h.end <- struct{}{}
+	<-stopped
+}
+
 func TestLaneSharesRoundTrips(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	h := newHeld()
@@ -77,19 +95,7 @@ func TestLaneSharesRoundTrips(t *testing.T) {
 		t.Error("there is room again")
 	}
 	// stop waits for the flush that is under way, and no other follows.
-	stopped := make(chan struct{})
-	go func() {
-		h.Stop(t.Context())
-		close(stopped)
-	}()
-	<-h.quit
-	select {
-	case <-stopped:
-		t.Error("it did not wait for the flush")
-	default:
-	}
-	h.end <- struct{}{}
-	<-stopped
+	h.stopDuringFlush(t, h.quit)
 	h.Stop(t.Context())
 	if err := goleak.Find(leaks); err != nil {
 		t.Error(err)
@@ -153,19 +159,7 @@ func TestLaneFlushesOneItemAtOnce(t *testing.T) {
 	}
 	did = byItself(6)
 	next(6)
-	stopped := make(chan struct{})
-	go func() {
-		h.Stop(t.Context())
-		close(stopped)
-	}()
-	<-h.ended
-	select {
-	case <-stopped:
-		t.Error("it did not wait for the flush")
-	default:
-	}
-	h.end <- struct{}{}
-	<-stopped
+	h.stopDuringFlush(t, h.ended)
 	if !<-did || h.flushAlone(&numbered{n: 7}) {
 		t.Error("after stop nothing is flushed")
 	}

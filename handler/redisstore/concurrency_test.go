@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"userconnectivity/handler/internal/testkit"
 	"userconnectivity/handler/presence"
 )
 
@@ -49,7 +50,7 @@ func TestConcurrentBeatsLeavesSweepsAndRelays(t *testing.T) {
 			})
 		}
 		sweeping.Go(func() error {
-			return until(beatsOver, func() error {
+			return testkit.Until(beatsOver, func() error {
 				due, err := store.Due(ctx, all)
 				if err != nil {
 					return err
@@ -64,7 +65,7 @@ func TestConcurrentBeatsLeavesSweepsAndRelays(t *testing.T) {
 		})
 		relaying.Go(func() error {
 			rng := rand.New(rand.NewPCG(uint64(p), 99))
-			return until(sweepsOver, func() error { return heard.relay(ctx, store.Outbox("relay"+strconv.Itoa(p)), all, rng) })
+			return testkit.Until(sweepsOver, func() error { return heard.relay(ctx, store.Outbox("relay"+strconv.Itoa(p)), all, rng) })
 		})
 	}
 	wait := func(what string, g *errgroup.Group) {
@@ -171,21 +172,6 @@ func beatAndLeave(ctx context.Context, store *Store, rng *rand.Rand, users []str
 		}
 	}
 	return nil
-}
-
-// until repeats do until over is closed, and once more then.
-func until(over <-chan struct{}, do func() error) error {
-	for {
-		last := false
-		select {
-		case <-over:
-			last = true
-		default:
-		}
-		if err := do(); err != nil || last {
-			return err
-		}
-	}
 }
 
 // collector keeps what relays read: each event once, however often it is read.
